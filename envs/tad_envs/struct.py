@@ -1,0 +1,160 @@
+"""Frozen records that are JAX pytrees, with checked fields and errors a person can act on.
+
+One rule decides what a field is:
+
+* annotated ``Real`` or with a jaxtyping array: a *leaf*. It may be traced, so that a study over its
+  values is ``vmap`` over one compiled program;
+* ``name``: host-side only. It never reaches a program and never causes a second one;
+* anything else: *static*, a part of the program.
+"""
+
+import dataclasses
+import difflib
+import functools
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar, dataclass_transform
+
+import jax
+import numpy as np
+from jaxtyping import AbstractArray
+
+Real = float | jax.Array
+"""A number that a study may vary: a Python float, a numpy scalar, or a traced array of rank 0."""
+
+_T = TypeVar("_T")
+_HOST_FIELDS = ("name",)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ``ValueError(message)`` unless ``condition`` holds (survives ``python -O``)."""
+    if not condition:
+        raise ValueError(message)
+
+
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """A sentence naming the choice closest to ``name``, or all choices where none is close."""
+    choices = sorted(choices)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    if close:
+        return f"did you mean {' or '.join(repr(c) for c in close)}?"
+    return f"expected one of: {', '.join(choices)}."
+
+
+def lookup(table: dict[str, _T], name: object, kind: str) -> _T:
+    """``table[name]``, or a ``ValueError`` that names the value and the nearest valid ones."""
+    if not isinstance(name, str):
+        raise ValueError(f"{kind} must be given by name, not by {name!r} ({type(name).__name__}).")
+    if name not in table:
+        raise ValueError(f"unknown {kind} {name!r}; {nearest(name, table)}")
+    return table[name]
+
+
+def check_keywords(given: Iterable[str], known: Iterable[str], owner: str) -> None:
+    """Refuse a keyword ``owner`` does not have, naming the nearest one it has."""
+    known = list(known)
+    for name in given:
+        require(name in known, f"{owner} has no field {name!r}; {nearest(name, known)}")
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def struct(cls: type[_T]) -> type[_T]:
+    """Make ``cls`` a frozen, keyword-only dataclass that is a pytree with checked fields.
+
+    A ``__post_init__`` of the class runs after the field checks. It also runs on tracers, because
+    unflattening a pytree constructs it: let it look at leaves only through :func:`concrete`.
+    """
+    validate = cls.__dict__.get("__post_init__")
+
+    def __post_init__(self: Any) -> None:
+        _check_fields(self)
+        if validate is not None:
+            validate(self)
+
+    setattr(cls, "__post_init__", __post_init__)  # noqa: B010
+    made: Any = dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=True)(cls)
+    names = [field.name for field in dataclasses.fields(made)]
+    leaves = [n for n in names if n in leaf_fields(made)]
+    jax.tree_util.register_dataclass(
+        made,
+        data_fields=leaves,
+        meta_fields=[n for n in names if n not in leaves and n not in _HOST_FIELDS],
+        drop_fields=[n for n in names if n in _HOST_FIELDS],
+    )
+    return made
+
+
+def leaf_fields(cls: type) -> tuple[str, ...]:
+    """Names of the fields of a :func:`struct` class that are pytree leaves."""
+    return tuple(name for name, hint in _hints(cls).items() if _is_leaf(hint))
+
+
+def static_fields(cls: type) -> tuple[str, ...]:
+    """Names of the fields of a :func:`struct` class that are part of the program."""
+    return tuple(
+        n for n, hint in _hints(cls).items() if not _is_leaf(hint) and n not in _HOST_FIELDS
+    )
+
+
+def concrete(*values: Any) -> bool:
+    """Whether every value is a host number or array, so that it may be looked at."""
+    kinds = (int, float, np.ndarray, np.generic)
+    return all(isinstance(value, kinds) for value in values)
+
+
+@functools.lru_cache(maxsize=None)
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
+
+
+def _is_leaf(hint: Any) -> bool:
+    if isinstance(hint, type) and issubclass(hint, AbstractArray):
+        return True
+    return hint is jax.Array or any(_is_leaf(h) for h in typing.get_args(hint))
+
+
+def _check_fields(record: Any) -> None:
+    cls = type(record)
+    for name, hint in _hints(cls).items():
+        value = getattr(record, name)
+        problem = _problem(value, hint)
+        if problem:
+            owner = f"{cls.__module__.rpartition('.')[2]}.{cls.__qualname__}"
+            raise ValueError(f"{owner}: {name}={value!r} {problem}")
+
+
+def _problem(value: Any, hint: Any) -> str | None:
+    """What is wrong with ``value`` for a field annotated ``hint``, or None."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if _is_leaf(hint):
+        if value is None:
+            return None if type(None) in args else "must be a number, not None."
+        if isinstance(value, (str, bool, list, tuple, dict)):
+            return f"must be a number or an array, not a {type(value).__name__}."
+        if concrete(value) and not np.issubdtype(np.asarray(value).dtype, np.number):
+            return "must be numeric."
+        return None
+    if origin is Literal:
+        if value in args:
+            return None
+        return f"is not valid; {nearest(str(value), [str(a) for a in args])}"
+    if origin in (typing.Union, types.UnionType):
+        problems = [_problem(value, arg) for arg in args]
+        return None if None in problems else problems[0]
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return f"must be a tuple, not a {type(value).__name__}."
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return next((p for v, k in zip(value, kinds, strict=False) if (p := _problem(v, k))), None)
+    if hint is type(None):
+        return None if value is None else "must be None."
+    if hint is int:
+        if isinstance(value, int) and not isinstance(value, bool):
+            return None
+        whole = isinstance(value, float) and value == int(value)
+        hint_text = f"; did you mean {int(value)}?" if whole else "."
+        return f"must be an int, not a {type(value).__name__}{hint_text}"
+    if isinstance(hint, type) and not isinstance(value, hint):
+        return f"must be a {hint.__name__}, not a {type(value).__name__}."
+    return None
