@@ -4,6 +4,8 @@ One rule decides what a field is:
 
 * annotated ``Real`` or with a jaxtyping array: a *leaf*. It may be traced, so that a study over its
   values is ``vmap`` over one compiled program;
+* annotated ``Nested[...]``: a pytree of its own (an environment inside a wrapper), whose leaves are
+  leaves of the record;
 * ``name``: host-side only. It never reaches a program and never causes a second one;
 * anything else: *static*, a part of the program.
 """
@@ -11,10 +13,11 @@ One rule decides what a field is:
 import dataclasses
 import difflib
 import functools
+import inspect
 import types
 import typing
-from collections.abc import Iterable
-from typing import Any, Literal, TypeVar, dataclass_transform
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -25,6 +28,10 @@ Real = float | jax.Array
 
 _T = TypeVar("_T")
 _HOST_FIELDS = ("name",)
+_PYTREE = "pytree"
+
+Nested = Annotated[_T, _PYTREE]
+"""A field that is itself a pytree, e.g. the environment that a wrapper holds."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -58,7 +65,22 @@ def check_keywords(given: Iterable[str], known: Iterable[str], owner: str) -> No
         require(name in known, f"{owner} has no field {name!r}; {nearest(name, known)}")
 
 
-@dataclass_transform(kw_only_default=True, frozen_default=True)
+def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], owner: str) -> None:
+    """Refuse keywords that ``function`` does not take, lacks, or annotates otherwise."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
+    check_keywords(given, hints, owner)
+    for name, parameter in inspect.signature(function).parameters.items():
+        optional = parameter.default is not parameter.empty
+        require(optional or name in given, f"{owner} needs {name}=..., which has no default.")
+    for name, value in given.items():
+        problem = _problem(value, hints[name])
+        require(problem is None, f"{owner}: {name}={value!r} {problem}")
+
+
+@dataclass_transform(
+    kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,)
+)
 def struct(cls: type[_T]) -> type[_T]:
     """Make ``cls`` a frozen, keyword-only dataclass that is a pytree with checked fields.
 
@@ -111,7 +133,7 @@ def _hints(cls: type) -> dict[str, Any]:
 def _is_leaf(hint: Any) -> bool:
     if isinstance(hint, type) and issubclass(hint, AbstractArray):
         return True
-    return hint is jax.Array or any(_is_leaf(h) for h in typing.get_args(hint))
+    return hint is jax.Array or hint == _PYTREE or any(_is_leaf(h) for h in typing.get_args(hint))
 
 
 def _check_fields(record: Any) -> None:
@@ -152,9 +174,9 @@ def _problem(value: Any, hint: Any) -> str | None:
     if hint is int:
         if isinstance(value, int) and not isinstance(value, bool):
             return None
-        whole = isinstance(value, float) and value == int(value)
+        whole = isinstance(value, float) and value.is_integer()
         hint_text = f"; did you mean {int(value)}?" if whole else "."
         return f"must be an int, not a {type(value).__name__}{hint_text}"
-    if isinstance(hint, type) and not isinstance(value, hint):
+    if hint is not Any and isinstance(hint, type) and not isinstance(value, hint):
         return f"must be a {hint.__name__}, not a {type(value).__name__}."
     return None

@@ -19,8 +19,6 @@ Action = Shaped[Array, "N ..."]
 """``[N]`` int32 (discrete) or ``[N, D]`` float32 (continuous)."""
 
 
-
-
 class Observation(NamedTuple):
     """What an environment shows after ``reset`` or ``step``."""
 
@@ -77,8 +75,10 @@ class Spec(NamedTuple):
 class Environment(Protocol):
     """A cooperative game. Numbers that a study varies are pytree leaves, sizes are static."""
 
-    name: str
-    """Host-side name, e.g. ``matrix/penalty/k=-100``; empty inside a compiled program."""
+    @property
+    def name(self) -> str:
+        """Host-side name, e.g. ``matrix/penalty/k=-100``; empty inside a compiled program."""
+        ...
 
     @property
     def spec(self) -> Spec:
@@ -96,7 +96,15 @@ class Environment(Protocol):
 
 @runtime_checkable
 class FiniteEnvironment(Environment, Protocol):
-    """A game whose states can be enumerated, so that :func:`tad_envs.solve` is exact."""
+    """A game whose states can be enumerated, so that :func:`tad_envs.solve` is exact.
+
+    The state holds whatever clock cuts the episode off: no state lies ``spec.horizon`` or more steps
+    from a start without having ended.
+    """
+
+    def observe(self, state: State) -> Observation:
+        """What is seen in ``state``; in particular, which actions are legal there."""
+        ...
 
     def starts(self) -> tuple[Float[Array, "K"], State]:
         """Start distribution: probabilities ``[K]`` and states stacked on a leading axis ``K``."""

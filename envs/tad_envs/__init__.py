@@ -1,0 +1,61 @@
+"""Cooperative games as pure functions of arrays; knows nothing of learning."""
+
+from tad_envs.checker import check
+from tad_envs.oracle import Solution, equilibrium_values, optimal, solve, strict_equilibria
+from tad_envs.registry import environments, make, register
+from tad_envs.struct import (
+    Nested,
+    Real,
+    check_keywords,
+    concrete,
+    leaf_fields,
+    lookup,
+    nearest,
+    require,
+    static_fields,
+    struct,
+)
+from tad_envs.transform import Sequential, Unfolded, unfold
+from tad_envs.types import (
+    Action,
+    Environment,
+    FiniteEnvironment,
+    Key,
+    Observation,
+    Spec,
+    State,
+    TimeStep,
+)
+
+__all__ = [
+    "Action",
+    "Environment",
+    "FiniteEnvironment",
+    "Key",
+    "Nested",
+    "Observation",
+    "Real",
+    "Sequential",
+    "Solution",
+    "Spec",
+    "State",
+    "TimeStep",
+    "Unfolded",
+    "check",
+    "check_keywords",
+    "concrete",
+    "environments",
+    "equilibrium_values",
+    "leaf_fields",
+    "lookup",
+    "make",
+    "nearest",
+    "optimal",
+    "register",
+    "require",
+    "solve",
+    "static_fields",
+    "strict_equilibria",
+    "struct",
+    "unfold",
+]

@@ -1,0 +1,119 @@
+"""Environments by name: ``make("matrix/climbing")``, ``make("hallway", length=3)``."""
+
+import ast
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from tad_envs import didactic, hallway, matrix
+from tad_envs.struct import check_arguments, lookup, require
+from tad_envs.types import Environment
+
+Factory = Callable[..., Environment]
+"""Makes an environment from annotated keyword arguments."""
+
+_FACTORIES: dict[str, Factory] = {}
+
+
+def register(name: str, factory: Factory) -> None:
+    """Make ``factory(**parameters)`` available as ``make(name, **parameters)``.
+
+    The keyword arguments of ``factory`` must be annotated: unknown ones and wrong types are refused
+    before it is called.
+    """
+    require(bool(name) and "=" not in name, f"environment name {name!r} must not hold '='.")
+    require(name not in _FACTORIES, f"environment {name!r} is already registered.")
+    _FACTORIES[name] = factory
+
+
+def environments() -> list[str]:
+    """All names, sorted."""
+    return sorted(_FACTORIES)
+
+
+def make(name: str, /, **parameters: Any) -> Environment:
+    """The environment of that name.
+
+    Parameters may stand in the name: ``matrix/penalty/k=-50`` is ``make("matrix/penalty", k=-50)``.
+    The environment's own ``name`` repeats the scalar parameters that were given, in their order.
+    """
+    require(isinstance(name, str), f"environment must be given by name, not by {name!r}.")
+    base, written = _split(name)
+    factory = lookup(_FACTORIES, base, "environment")
+    for key in parameters:
+        require(key not in written, f"{base}: {key} is given in the name and as a keyword.")
+    given = {**written, **parameters}
+    check_arguments(factory, given, base)
+    return _named(factory(**given), "/".join([base, *_labels(given)]))
+
+
+def _split(name: str) -> tuple[str, dict[str, Any]]:
+    """``"a/b/k=1"`` to ``("a/b", {"k": 1})``."""
+    parts = name.split("/")
+    base = [part for part in parts if "=" not in part]
+    pairs = [part.partition("=") for part in parts if "=" in part]
+    return "/".join(base), {key: _literal(text) for key, _, text in pairs}
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _labels(parameters: dict[str, Any]) -> list[str]:
+    labels = {key: _label(value) for key, value in parameters.items()}
+    return [f"{key}={label}" for key, label in labels.items() if label is not None]
+
+
+def _label(value: Any) -> str | None:
+    """How a parameter is written in a name; None if it is an array."""
+    if isinstance(value, (str, bool, int)):
+        return str(value)
+    if isinstance(value, (float, np.generic)):
+        return str(int(value)) if float(value).is_integer() else repr(float(value))
+    if isinstance(value, tuple) and all(isinstance(item, int) for item in value):
+        return ",".join(map(str, value))
+    return None
+
+
+def _named(env: Environment, name: str) -> Environment:
+    if dataclasses.is_dataclass(env) and not isinstance(env, type):
+        return dataclasses.replace(env, name=name)  # pyright: ignore[reportReturnType]
+    return env
+
+
+def _published(key: str) -> Factory:
+    """The factory of one row of the payoff table."""
+
+    def game(*, repeats: int = 1, pad_to: int | None = None) -> matrix.MatrixGame:
+        return matrix.published(key, repeats=repeats, pad_to=pad_to)
+
+    game.__doc__ = matrix.PAYOFFS[key].source
+    return game
+
+
+def _register_all() -> None:
+    for key in matrix.PAYOFFS:
+        register(f"matrix/{key}", _published(key))
+    for factory in (
+        matrix.custom,
+        matrix.penalty,
+        matrix.stag_hunt,
+        matrix.permutation,
+        matrix.hatrpo,
+        didactic.gaussian_squeeze,
+        didactic.two_step,
+        didactic.mmdp_qplex,
+        didactic.maven_mstep,
+    ):
+        register(f"matrix/{factory.__name__}", factory)
+    register("hallway", hallway.hallway)
+    register("hallway/wait", hallway.wait)
+    register("hallway/meet", hallway.meet)
+
+
+_register_all()

@@ -1,0 +1,82 @@
+"""The table of methods: one row per registered name."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+from tad_envs import Spec, lookup, require
+
+from jaxmarl_tad.algorithms.joint import tad_ppo
+from jaxmarl_tad.algorithms.policy import ppo
+from jaxmarl_tad.config import config_of
+from jaxmarl_tad.sweep import Make
+
+
+class Method(NamedTuple):
+    """A registered method: a factory, its config, and what it supports."""
+
+    name: str
+    make: Make
+    """``make(config, source) -> Algorithm``, given a resolved config."""
+    config: type
+    resolve: Callable[[Any, Spec], dict[str, Any]]
+    """Values of config fields that depend on the environment's sizes; refuses what cannot be."""
+    fixed: dict[str, Any]
+    """The config fields that make this name this method."""
+    family: Literal["policy", "value", "joint"]
+    execution: Literal["decentralised", "centralised"]
+    paper: str
+    actions: tuple[str, ...] = ("discrete",)
+    memory: tuple[str, ...] = ("none", "gru")
+    sharing: tuple[str, ...] = ("full", "full_id", "none")
+
+    def settings(self, **fields: Any) -> Any:
+        """The method's config with its defaults and ``fields``."""
+        for name, value in self.fixed.items():
+            require(
+                fields.get(name, value) == value,
+                f"{self.name} means {name}={value!r}; {name}={fields.get(name)!r} is another method.",
+            )
+        return config_of(self.config, {**fields, **self.fixed})
+
+    def resolved(self, config: Any, spec: Spec) -> Any:
+        """``config`` with every field that depends on the environment filled in."""
+        kind = "discrete" if spec.discrete else "continuous"
+        require(
+            kind in self.actions,
+            f"{self.name} supports {' and '.join(self.actions)} actions, not {kind} ones.",
+        )
+        return dataclasses.replace(config, **self.resolve(config, spec))
+
+
+_ROWS = (
+    Method(
+        "ippo", ppo.make, ppo.Config, ppo.resolve, {"critic": "local"},
+        "policy", "decentralised", "de Witt et al. 2020",
+    ),
+    Method(
+        "mappo", ppo.make, ppo.Config, ppo.resolve, {"critic": "state"},
+        "policy", "decentralised", "Yu et al. 2022",
+    ),
+    Method(
+        "tad_ppo", tad_ppo.make, tad_ppo.Config, tad_ppo.resolve, {},
+        "joint", "centralised", "Ye et al. 2022",
+    ),
+)  # fmt: skip
+
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+
+
+def algorithms() -> list[str]:
+    """Names of the registered methods."""
+    return sorted(METHODS)
+
+
+def algorithm(name: str) -> Method:
+    """The method called ``name``; its ``make(config, source)`` builds the learner."""
+    return lookup(METHODS, name, "algorithm")
+
+
+def config(name: str) -> Callable[..., Any]:
+    """A function that makes the config of the method called ``name``: ``config("mappo")(lr=1e-3)``."""
+    return algorithm(name).settings

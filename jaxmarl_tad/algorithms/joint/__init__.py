@@ -1,0 +1,1 @@
+"""Methods that learn a joint policy and distil it for decentralised execution."""

@@ -1,0 +1,302 @@
+"""IPPO and MAPPO: independent and multi-agent proximal policy optimisation.
+
+    repeat
+        collect T steps in E environments with π_old = Π_i π(a_i | τ_i)
+        G_t = λ-return of V;   Â = G − V, standardised over living agents
+        for K epochs, for each minibatch of environments:
+            ρ_i = π(a_i | τ_i) / π_old(a_i | τ_i)
+            ascend   mean_i min(ρ_i Â_i, clip(ρ_i, 1 ± ε) Â_i) + c_H H(π_i)
+            descend  the clipped Huber loss of V on normalised G
+
+Source: Schulman et al. 2017, eq. 7 (the objective); de Witt et al. 2020 (IPPO); Yu et al. 2022
+(MAPPO, its value normalisation and its recipe). The critic of IPPO sees what the agent sees, that of
+MAPPO sees the global state and gives one value to all: ``critic="local" | "state"``. Differs from
+MAPPO's recipe in that truncated episodes bootstrap from their true final observation, and in that
+minibatches are drawn over environments.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from tad_envs import Environment, Observation, Spec
+
+from jaxmarl_tad import distributions
+from jaxmarl_tad.config import Real, check_range, require, resolve_steps, struct
+from jaxmarl_tad.losses import (
+    clipped_surrogate,
+    clipped_value_loss,
+    masked_mean,
+    standardise,
+)
+from jaxmarl_tad.networks.net import (
+    Kind,
+    Remember,
+    agent_inputs,
+    network,
+    resolve_kind,
+    state_inputs,
+    unroll,
+)
+from jaxmarl_tad.networks.tables import Logits, biased
+from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
+from jaxmarl_tad.optimise import adam, improve
+from jaxmarl_tad.rollout import Actors, begin, rollout
+from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
+from jaxmarl_tad.targets import lambda_returns
+from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+
+
+@struct
+class Config:
+    """Settings of IPPO and MAPPO."""
+
+    total_steps: int = 38_400
+    """Environment steps of one member, rounded to whole iterations."""
+    envs: int = 128
+    """Environments acted in at once."""
+    steps: int | None = None
+    """Rollout length; one episode (up to 128 steps) unless given."""
+    epochs: int = 4
+    """Passes over each batch."""
+    minibatches: int = 1
+    """Parts of each pass; divides ``envs``."""
+    lr: Real | None = None
+    """Adam's learning rate; 0.02 for tables and 5e-4 for other networks unless given."""
+    gamma: Real = 0.99
+    """Discount per environment step, in [0, 1]."""
+    lam: Real = 0.95
+    """λ of the λ-return, in [0, 1]."""
+    clip: Real = 0.2
+    """ε of the clipped ratio and of the clipped value."""
+    entropy_coef: Real = 0.01
+    """Weight of the entropy bonus."""
+    huber_delta: Real = 10.0
+    """Error beyond which the value loss is linear, in units of normalised return."""
+    max_grad_norm: Real = 10.0
+    """Largest global norm of a gradient, for policy and critic each."""
+    critic: Literal["local", "state"] = "local"
+    """What the critic sees: each agent's own view (IPPO) or the global state (MAPPO)."""
+    memory: Remember = "none"
+    sharing: Mode = "full_id"
+    network: Kind = "auto"
+    """Tables for finite games without memory, else multilayer perceptrons, unless given."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers; the last is also the memory's."""
+    initial_logits: Logits = 0.0
+    """Added to a table's initial logits: ``[A]``, or ``[N, A]`` by agent."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible sizes and ranges."""
+        require(min(self.envs, self.epochs, self.minibatches) >= 1, "ppo: sizes must be positive.")
+        require(
+            self.envs % self.minibatches == 0,
+            f"ppo: minibatches={self.minibatches} must divide envs={self.envs}.",
+        )
+        check_range(self, gamma=(0, 1), lam=(0, 1), clip=(0, 1), entropy_coef=(0, jnp.inf))
+
+
+def resolve(config: Config, spec: Spec) -> dict[str, Any]:
+    """Values of the fields that depend on the environment's sizes."""
+    require(spec.discrete, "ppo: actions must be discrete; this environment's are continuous.")
+    rows = spec.obs_dim * spec.n_agents
+    kind = resolve_kind(config.network, config.memory, spec, rows)
+    lr = (0.02 if kind == "table" else 5e-4) if config.lr is None else config.lr
+    return {"network": kind, "steps": resolve_steps(config.steps, spec), "lr": lr}
+
+
+class Params(NamedTuple):
+    """Parameter sets of the policy and of the critic."""
+
+    actor: Any
+    critic: Any
+
+
+class State(NamedTuple):
+    """All that a run carries on."""
+
+    params: Params
+    optimiser: Params
+    scale: Scale
+    actors: Actors
+    critic_memory: Memory
+
+
+class Batch(NamedTuple):
+    """What the epochs learn from; leaves ``[T, E, ...]``."""
+
+    views: Any
+    critic_views: Any
+    legal: Any
+    alive: Any
+    action: Any
+    log_prob: Any
+    advantage: Any
+    value: Any
+    target: Any
+    first: Any
+
+
+def make(config: Config, env: Environment) -> Algorithm:
+    """The learner of IPPO or MAPPO on ``env``; ``config`` as returned by :func:`resolve`."""
+    spec = env.spec
+    agents = jnp.arange(spec.n_agents)
+    share = sharing(config.sharing, spec.n_agents)
+    assert config.steps is not None and config.lr is not None
+    steps, lr = config.steps, config.lr
+
+    # What the policy sees: its own row, one agent at a time.
+    view, inputs = agent_inputs(config.network, spec, share.identity)
+    kind = {"kind": config.network, "hidden": config.hidden, "memory": config.memory}
+    actor = network(inputs=inputs, outputs=spec.n_actions, gain=0.01, **kind)
+    act_all = over_agents(actor.apply, share)
+
+    def actor_start() -> Memory:
+        return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), actor.start())
+
+    # What the critic sees: the same rows, or the state, once.
+    local = config.critic == "local"
+    state_view, state_inputs_ = state_inputs(config.network, spec)
+    critic_share = share if local else sharing("full", 1)
+    critic = network(inputs=inputs if local else state_inputs_, outputs=1, **kind)
+    value_all = over_agents(critic.apply, critic_share)
+    critics = spec.n_agents if local else 1
+
+    def critic_start() -> Memory:
+        return jax.tree.map(lambda m: jnp.tile(m, (critics, 1)), critic.start())
+
+    def views(observation: Observation) -> Any:
+        return jax.vmap(view)(observation.agents, agents)
+
+    def critic_views(observation: Observation) -> Any:
+        return views(observation) if local else state_view(observation.state)[None]
+
+    def values(params: Any, memory: Memory, view: Any) -> tuple[Any, Memory]:
+        value, memory = value_all(params, memory, view)
+        return jnp.broadcast_to(value[..., 0], spec.n_agents), memory
+
+    batched = lambda function: jax.vmap(jax.vmap(function))  # over [T, E]  # noqa: E731
+    optimiser = adam(config.max_grad_norm)
+
+    def loss(params: Params, batch: Batch, memory: Params) -> tuple[Any, Metrics]:
+        logits, _ = unroll(
+            lambda m, x: act_all(params.actor, m, x),
+            actor_start(),
+            memory.actor,
+            batch.views,
+            batch.first,
+        )
+        log_probs = distributions.log_probabilities(logits, batch.legal)
+        log_prob = distributions.log_probability(log_probs, batch.action)
+        ratio = jnp.exp(log_prob - batch.log_prob)
+        objective = clipped_surrogate(ratio, batch.advantage, config.clip)
+        entropy = masked_mean(distributions.entropy(log_probs), batch.alive)
+        policy_loss = -masked_mean(objective, batch.alive) - config.entropy_coef * entropy
+
+        value, _ = unroll(
+            lambda m, x: values(params.critic, m, x),
+            critic_start(),
+            memory.critic,
+            batch.critic_views,
+            batch.first,
+        )
+        error = clipped_value_loss(
+            value, batch.value, batch.target, config.clip, config.huber_delta
+        )
+        value_loss = masked_mean(error, batch.alive)
+        report = {"entropy": entropy, "ratio": masked_mean(ratio, batch.alive)}
+        report |= {"policy_loss": policy_loss, "value_loss": value_loss}
+        return policy_loss + value_loss, report
+
+    def init(key: Key) -> State:
+        actor_key, critic_key, begin_key = jax.random.split(key, 3)
+        logits = init_sets(actor.init, actor_key, share)
+        params = Params(
+            actor=biased(logits, config.initial_logits, config.network, spec, share),
+            critic=init_sets(critic.init, critic_key, critic_share),
+        )
+        start = jax.tree.map(lambda m: jnp.tile(m, (config.envs, 1, 1)), critic_start())
+        return State(
+            params=params,
+            optimiser=Params(*(optimiser.init(p) for p in params)),
+            scale=init_scale(),
+            actors=begin(env, policy_of(params, greedy=False), begin_key, config.envs),
+            critic_memory=start,
+        )
+
+    def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
+        collect_key, learn_key = jax.random.split(key)
+        memory = Params(actor=state.actors.memory, critic=state.critic_memory)
+        behaviour = policy_of(state.params, greedy=False)
+        actors, seen = rollout(env, behaviour, collect_key, state.actors, steps)
+
+        seen_critic_views = batched(critic_views)(seen.observation)
+        value, memories = unroll(
+            lambda m, x: values(state.params.critic, m, x),
+            critic_start(),
+            memory.critic,
+            seen_critic_views,
+            seen.first,
+        )
+        look_ahead = lambda m, o: values(state.params.critic, m, critic_views(o))[0]  # noqa: E731
+        if jax.tree.leaves(memories):
+            next_value = batched(look_ahead)(memories, seen.next)
+        else:
+            next_value = batched(lambda o: look_ahead((), o))(seen.next)
+        target = lambda_returns(
+            seen.reward,
+            restored(state.scale, next_value),
+            seen.terminated,
+            seen.truncated,
+            config.gamma,
+            config.lam,
+        )
+        alive = seen.observation.alive
+        scale = update_scale(state.scale, target, alive)
+        batch = Batch(
+            views=batched(views)(seen.observation),
+            critic_views=seen_critic_views,
+            legal=seen.observation.legal,
+            alive=alive,
+            action=seen.action,
+            log_prob=seen.extras["log_prob"],
+            advantage=standardise(target - restored(state.scale, value), alive),
+            value=value,
+            target=normalised(scale, target),
+            first=seen.first,
+        )
+
+        params, optimisers, report = improve(
+            loss,
+            optimiser,
+            state.params,
+            state.optimiser,
+            batch,
+            memory,
+            learn_key,
+            lr=lr,
+            count=config.epochs,
+            minibatches=config.minibatches,
+        )
+        critic_memory = jax.tree.map(lambda m: m[-1], memories)
+        return State(params, optimisers, scale, actors, critic_memory), report
+
+    def policy_of(params: Params, *, greedy: bool) -> Policy:
+        def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
+            logits, memory = act_all(params.actor, memory, views(observation))
+            log_probs = distributions.log_probabilities(logits, observation.legal)
+            if greedy:
+                action = distributions.mode(log_probs)
+            else:
+                action = distributions.sample(
+                    jax.random.uniform(key, (spec.n_agents,)), log_probs
+                )
+            log_prob = distributions.log_probability(log_probs, action)
+            return action, memory, {"log_prob": log_prob, "log_probs": log_probs}
+
+        return Policy(start=actor_start, act=act, execution="decentralised")
+
+    def policy(state: State, *, greedy: bool) -> Policy:
+        return policy_of(state.params, greedy=greedy)
+
+    return Algorithm(init, step, policy)

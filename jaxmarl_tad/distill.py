@@ -1,0 +1,349 @@
+"""Distillation: decentralised students that imitate a teacher who needs more than they see.
+
+    repeat
+        collect T steps in E environments with the teacher's most likely actions
+        for K epochs, for each minibatch of environments:
+            descend  −Σ_i log π_i(a_i | τ_i)
+
+Source: Ye et al. 2022, eq. 6: min KL(π_teacher ‖ Π_i π_i), whose entropy term is constant. Its
+minimiser is the product of the teacher's marginals given each agent's own history, which loses
+nothing if the teacher is deterministic and its action can be inferred from that history. So the
+teacher acts greedily unless ``teacher="sample"``. Options beyond the paper: ``labels="soft"`` fits
+the teacher's distributions (given the actions it chose before) instead of its actions; ``dagger``
+lets the student act in a growing share of steps while the teacher still labels them (Ross et al.
+2011).
+"""
+
+import dataclasses
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tad_envs import Environment, Observation, Spec
+
+from jaxmarl_tad import distributions
+from jaxmarl_tad.config import Real, config_of, require, resolve_steps, struct
+from jaxmarl_tad.losses import masked_mean
+from jaxmarl_tad.networks.net import Kind, Remember, agent_inputs, network, resolve_kind, unroll
+from jaxmarl_tad.optimise import adam, improve
+from jaxmarl_tad.rollout import Actors, begin, rollout
+from jaxmarl_tad.run import AfterChunk, Game, Trained, as_game, evaluate, execute
+from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
+from jaxmarl_tad.sweep import Make, Member
+from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+
+
+@struct
+class Config:
+    """Settings of distillation."""
+
+    total_steps: int = 3_200
+    """Environment steps of the teacher per member, rounded to whole iterations."""
+    envs: int = 32
+    """Environments acted in at once."""
+    steps: int | None = None
+    """Rollout length; one episode (up to 128 steps) unless given."""
+    epochs: int = 1
+    """Passes over each batch."""
+    minibatches: int = 1
+    """Parts of each pass; divides ``envs``."""
+    lr: Real | None = None
+    """Adam's learning rate; 0.1 for tables and 1e-3 for other networks unless given."""
+    max_grad_norm: Real = 10.0
+    """Largest global norm of a gradient."""
+    teacher: Literal["argmax", "sample"] = "argmax"
+    """Whether the teacher takes its most likely action or draws one."""
+    labels: Literal["hard", "soft"] = "hard"
+    """Fit the teacher's actions, or its distributions given the actions chosen before."""
+    dagger: bool = False
+    """Whether the student acts in a share of the steps that grows from 0 to 1."""
+    memory: Remember = "none"
+    sharing: Mode = "full_id"
+    network: Kind = "auto"
+    """Tables for finite games without memory, else multilayer perceptrons, unless given."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers; the last is also the memory's."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible sizes."""
+        sizes = min(self.envs, self.epochs, self.minibatches)
+        require(sizes >= 1, "distill: envs, epochs and minibatches must be positive.")
+        require(
+            self.envs % self.minibatches == 0,
+            f"distill: minibatches={self.minibatches} must divide envs={self.envs}.",
+        )
+
+
+def resolve(config: Config, spec: Spec) -> dict[str, Any]:
+    """Values of the fields that depend on the environment's sizes."""
+    kind = resolve_kind(config.network, config.memory, spec, spec.obs_dim * spec.n_agents)
+    lr = (0.1 if kind == "table" else 1e-3) if config.lr is None else config.lr
+    return {"network": kind, "steps": resolve_steps(config.steps, spec), "lr": lr}
+
+
+def distill(
+    teacher: Trained | Policy,
+    env: Game | None = None,
+    *,
+    config: Config | None = None,
+    seed: int = 0,
+    evaluations: int = 5,
+    episodes: int = 32,
+    progress: bool | None = None,
+    after_chunk: AfterChunk | None = None,
+    **fields: Any,
+) -> Trained:
+    """Distil every member of ``teacher`` (or one policy) into decentralised students.
+
+    Args:
+        teacher: A run, or one policy.
+        env: Where the teacher shows what it does; by default where each member was trained.
+        config: Settings to start from.
+        seed: Added to the seed of each teacher's member.
+        evaluations: How often the students are evaluated.
+        episodes: Episodes of each evaluation.
+        progress: Print a progress line; by default where there is a terminal.
+        after_chunk: Called on the host after each evaluation.
+        **fields: Fields of :class:`Config`.
+
+    Returns:
+        The students, one per member of ``teacher``. Besides ``return``, their curves hold ``agreement``
+        (share of decisions in which the student's most likely action is the teacher's), ``kl`` (from
+        the teacher's labels to the student, summed over agents, in nats), ``teacher_return`` and
+        ``retention`` (student's over teacher's return; NaN where that is 0).
+    """
+    require(
+        isinstance(teacher, (Trained, Policy)),
+        f"teacher must be what run() returned or a Policy, not a {type(teacher).__name__}.",
+    )
+    require(env is not None or isinstance(teacher, Trained), "a lone Policy needs an env.")
+    if config is not None:
+        given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+        fields = given | fields
+    settings = config_of(Config, fields)
+
+    if isinstance(teacher, Trained):
+        count, name, rows = len(teacher.members), f"distill({teacher.name})", teacher.members
+        game = None if env is None else as_game(env)[0]
+        games = teacher.stacked.env if game is None else _tile(game, count)
+        spec = teacher.stacked.env.spec
+        make_teacher: Make = teacher.plan.make
+        member = teacher.stacked
+        lesson = Lesson(games, member.config, member.source, teacher.state)
+        seeds = np.asarray(member.seed) + seed
+        scored = teacher.final if game is None else evaluate(teacher, game, episodes=episodes)
+    else:
+        assert env is not None
+        game = as_game(env)[0]
+        count, name, spec = 1, "distill(policy)", game.spec
+        rows = [{"env": game.name, "seed": seed}]
+        games = _tile(game, 1)
+        make_teacher = _Lone(teacher)
+        lesson = Lesson(games, (), (), ())
+        seeds = np.asarray([seed])
+        scored = evaluate(teacher, game, episodes=episodes)
+    settings = dataclasses.replace(settings, **resolve(settings, spec))
+    assert settings.steps is not None
+
+    student = execute(
+        name,
+        _Distiller(make_teacher),
+        Member(_tile(settings, count), lesson, games, seeds.astype(np.int32)),
+        rows,
+        settings,
+        evaluations=evaluations,
+        episodes=episodes,
+        progress=progress,
+        after_chunk=after_chunk,
+    )
+    best = np.broadcast_to(scored["return"][:, None], student.curves["return"].shape)
+    retention = np.where(best == 0, np.nan, student.curves["return"] / np.where(best == 0, 1, best))
+    curves = student.curves | {"teacher_return": best, "retention": retention}
+    return dataclasses.replace(student, curves=curves)
+
+
+def _tile(tree: Any, count: int) -> Any:
+    """Every number or array of ``tree`` repeated on a new axis ``M``."""
+
+    def repeat(x: Any) -> Any:
+        x = np.asarray(x)
+        kind = np.float32 if np.issubdtype(x.dtype, np.floating) else np.int32
+        return np.broadcast_to(x.astype(kind), (count, *x.shape))
+
+    return jax.tree.map(repeat, tree)
+
+
+class Lesson(NamedTuple):
+    """What a student learns from: a teacher and the environment it acts in."""
+
+    env: Environment
+    config: Any
+    source: Any
+    state: Any
+
+
+class _Distiller(NamedTuple):
+    """The factory of students of the policies that ``teacher`` makes; equal teachers, one program."""
+
+    teacher: Make
+
+    def __call__(self, config: Config, lesson: Lesson) -> Algorithm:
+        algorithm = self.teacher(lesson.config, lesson.source)
+        return make(
+            config, lesson.env, algorithm.policy(lesson.state, greedy=config.teacher == "argmax")
+        )
+
+
+class _Lone(NamedTuple):
+    """The factory of one given policy."""
+
+    policy: Policy
+
+    def __call__(self, config: Any, source: Any) -> Algorithm:
+        def constant(state: Any, *, greedy: bool) -> Policy:
+            return self.policy
+
+        return Algorithm(lambda key: (), lambda key, state, progress: (state, {}), constant)
+
+
+class Params(NamedTuple):
+    """The student's parameter sets."""
+
+    actor: Any
+
+
+class State(NamedTuple):
+    """All that a run carries on."""
+
+    params: Params
+    optimiser: Params
+    actors: Actors
+
+
+class Batch(NamedTuple):
+    """What the epochs learn from; leaves ``[T, E, ...]``."""
+
+    views: Any
+    legal: Any
+    alive: Any
+    label: Any
+    log_target: Any
+    first: Any
+
+
+def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
+    """The learner of students that imitate ``teacher`` in ``env``."""
+    spec = env.spec
+    agents = jnp.arange(spec.n_agents)
+    share = sharing(config.sharing, spec.n_agents)
+    assert config.steps is not None and config.lr is not None
+    steps, lr = config.steps, config.lr
+
+    view, inputs = agent_inputs(config.network, spec, share.identity)
+    actor = network(
+        config.network,
+        inputs=inputs,
+        outputs=spec.n_actions,
+        hidden=config.hidden,
+        memory=config.memory,
+        gain=0.01,
+    )
+    act_all = over_agents(actor.apply, share)
+
+    def start() -> Memory:
+        return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), actor.start())
+
+    def views(observation: Observation) -> Any:
+        return jax.vmap(view)(observation.agents, agents)
+
+    optimiser = adam(config.max_grad_norm)
+
+    def loss(params: Params, batch: Batch, memory: Memory) -> tuple[Any, Metrics]:
+        logits, _ = unroll(
+            lambda m, x: act_all(params.actor, m, x), start(), memory, batch.views, batch.first
+        )
+        log_probs = distributions.log_probabilities(logits, batch.legal)
+        chosen = distributions.log_probability(log_probs, batch.label)  # log π_i(a_i | τ_i)
+        kl = distributions.kl(batch.log_target, log_probs) if soft else -chosen
+        agreement = distributions.mode(log_probs) == batch.label
+        report = {
+            "cross_entropy": masked_mean(-chosen, batch.alive) * spec.n_agents,
+            "kl": masked_mean(kl, batch.alive) * spec.n_agents,
+            "agreement": masked_mean(agreement.astype(jnp.float32), batch.alive),
+        }
+        return report["kl"], report
+
+    soft = config.labels == "soft"
+
+    def both(params: Params, student_acts: Real) -> Policy:
+        """The teacher labels; the student acts instead with probability ``student_acts``."""
+        student = policy_of(params, greedy=False)
+
+        def act(key: Key, memory: Any, observation: Observation) -> tuple[Any, Any, Any]:
+            teacher_key, student_key, who_key = jax.random.split(key, 3)
+            label, teachers, extras = teacher.act(teacher_key, memory[0], observation)
+            own, students, _ = student.act(student_key, memory[1], observation)
+            told = {"label": label}
+            if soft:
+                require(
+                    "log_probs" in extras,
+                    "labels='soft' needs a teacher with action probabilities; use labels='hard'.",
+                )
+                told["log_target"] = extras["log_probs"]
+            action = label
+            if config.dagger:
+                action = jnp.where(jax.random.uniform(who_key) < student_acts, own, label)
+            return action, (teachers, students), told
+
+        return Policy(lambda: (teacher.start(), start()), act, "centralised")
+
+    def init(key: Key) -> State:
+        params_key, begin_key = jax.random.split(key)
+        params = Params(init_sets(actor.init, params_key, share))
+        actors = begin(env, both(params, 0.0), begin_key, config.envs)
+        return State(params, Params(optimiser.init(params.actor)), actors)
+
+    def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
+        collect_key, learn_key = jax.random.split(key)
+        memory = state.actors.memory[1]
+        actors, seen = rollout(env, both(state.params, progress), collect_key, state.actors, steps)
+        batch = Batch(
+            views=jax.vmap(jax.vmap(views))(seen.observation),
+            legal=seen.observation.legal,
+            alive=seen.observation.alive,
+            label=seen.extras["label"],
+            log_target=seen.extras.get("log_target"),
+            first=seen.first,
+        )
+        params, optimisers, report = improve(
+            loss,
+            optimiser,
+            state.params,
+            state.optimiser,
+            batch,
+            memory,
+            learn_key,
+            lr=lr,
+            count=config.epochs,
+            minibatches=config.minibatches,
+        )
+        return State(params, optimisers, actors), report
+
+    def policy_of(params: Params, *, greedy: bool) -> Policy:
+        def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
+            logits, memory = act_all(params.actor, memory, views(observation))
+            log_probs = distributions.log_probabilities(logits, observation.legal)
+            if greedy:
+                action = distributions.mode(log_probs)
+            else:
+                uniform = jax.random.uniform(key, (spec.n_agents,))
+                action = distributions.sample(uniform, log_probs)
+            return action, memory, {"log_probs": log_probs}
+
+        return Policy(start=start, act=act, execution="decentralised")
+
+    def policy(state: State, *, greedy: bool) -> Policy:
+        return policy_of(state.params, greedy=greedy)
+
+    return Algorithm(init, step, policy)

@@ -1,0 +1,1 @@
+"""Function approximators: tables, multilayer perceptrons, gated recurrent units, prefixes, mixers."""

@@ -1,0 +1,201 @@
+"""Heads that read which actions other agents have already chosen: the a_{<i} of π(a_i | s, a_{<i}).
+
+All three share one idea. An action that was chosen leaves a *token*, tokens *add up*, and whoever
+moves next reads the sum. While acting, the sum grows by one token per agent; while learning, the sums
+of all agents come from one product with a triangular matrix. Since both are the same sum, the
+teacher-forced log-probabilities equal the sequential ones.
+
+* ``table``: the token is a digit of a mixed-radix code (0: not chosen yet), the sum indexes a row;
+* ``sum``: the token is a row added in the first hidden layer;
+* ``attention``: the token is a key and a value in the chooser's slot, the reader attends to slots.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jaxmarl_tad.networks.net import Kind, draw
+from jaxmarl_tad.types import Key, Params
+
+Prefix = Any
+"""A sum of tokens: a pytree of arrays."""
+Read = Literal["sum", "attention"]
+
+
+class Head(NamedTuple):
+    """What one agent computes from ``features`` (shared by the team), its index and the prefix."""
+
+    init: Callable[[Key], Params]
+    empty: Callable[[], Prefix]
+    """The prefix before anybody has chosen."""
+    token: Callable[[Params, Array, Int[Array, ""], Int[Array, ""]], Prefix]
+    """``(params, features, agent, action)``: what the choice adds to the prefix."""
+    read: Callable[[Params, Array, Int[Array, ""], Prefix], Array]
+    """``(params, features, agent, prefix) -> [outputs]``."""
+
+
+def table_rows(states: int, agents: int, actions: int, identity: bool) -> int:
+    """Rows of a table over (reader if ``identity``, state, choices so far)."""
+    return (agents if identity else 1) * states * (actions + 1) ** agents
+
+
+def head(
+    kind: Kind,
+    read: Read,
+    *,
+    inputs: int,
+    outputs: int,
+    agents: int,
+    actions: int,
+    identity: bool,
+    hidden: tuple[int, ...] = (64, 64),
+    gain: float = 1.0,
+) -> Head:
+    """A head with ``outputs`` outputs; ``features`` is a row index (table) or ``[inputs]`` floats.
+
+    ``identity`` says whether a reader is told its own index; who chose what is always told.
+    """
+    if kind == "table":
+        return _table(inputs, outputs, agents, actions, identity, gain)
+    architecture = SumHead if read == "sum" else AttentionHead
+    module = architecture(hidden, outputs, agents, actions, identity)
+    shapes = jax.eval_shape(
+        lambda: module.init(jax.random.key(0), jnp.zeros(inputs), jnp.zeros((), jnp.int32))
+    )
+    return Head(
+        init=lambda key: draw(key, shapes, gain),
+        empty=module.empty,
+        token=lambda p, x, agent, action: module.apply(p, x, agent, action, method="token"),
+        read=lambda p, x, agent, prefix: module.apply(p, x, agent, prefix, method="read"),  # type: ignore[return-value]
+    )
+
+
+def prefixes(
+    tokens: Prefix, before: Bool[Array, "N N"]
+) -> Prefix:
+    """Each agent's prefix from all agents' tokens ``[N, ...]``; ``before[i, j]``: j chose before i."""
+    return jax.tree.map(
+        lambda token: jnp.tensordot(before.astype(token.dtype), token, axes=1), tokens
+    )
+
+
+def _table(
+    states: int, outputs: int, agents: int, actions: int, identity: bool, scale: float
+) -> Head:
+    codes = (actions + 1) ** agents
+    rows = table_rows(states, agents, actions, identity)
+    places = tuple((actions + 1) ** j for j in range(agents))
+
+    def token(params: Params, state: Array, agent: Array, action: Array) -> Array:
+        return (action + 1) * jnp.asarray(places, jnp.int32)[agent]
+
+    def read(params: Params, state: Array, agent: Array, code: Array) -> Array:
+        row = state + agent * states if identity else state
+        return params[row * codes + code]
+
+    return Head(
+        init=lambda key: scale * jax.random.normal(key, (rows, outputs)),
+        empty=lambda: jnp.zeros((), jnp.int32),
+        token=token,
+        read=read,
+    )
+
+
+class SumHead(nn.Module):
+    """logits_i = out(… relu(W f + Σ_{j<i} E[j, a_j])): one extra row per earlier agent."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+    agents: int
+    actions: int
+    identity: bool
+
+    def setup(self) -> None:
+        """Layers of the reader, and the rows that choices add."""
+        self.embed = nn.Embed(self.agents * self.actions, self.hidden[0])
+        self.layers = [nn.Dense(width) for width in self.hidden]
+        self.norms = [nn.LayerNorm() for _ in self.hidden]
+        self.out = nn.Dense(self.outputs)
+
+    def empty(self) -> Array:
+        """No rows yet."""
+        return jnp.zeros(self.hidden[0])
+
+    def token(self, features: Array, agent: Array, action: Array) -> Array:
+        """The row E[j, a_j]."""
+        return self.embed(agent * self.actions + action)
+
+    def read(self, features: Array, agent: Array, prefix: Array) -> Array:
+        """Outputs ``[outputs]`` for the agent to move."""
+        x = _reader(features, agent, self.agents, self.identity)
+        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            x = norm(nn.relu(layer(x) + prefix if i == 0 else layer(x)))
+        return self.out(x)
+
+    def __call__(self, features: Array, agent: Array) -> Array:
+        """Touch every layer, so that one call shows all parameter shapes."""
+        return self.read(features, agent, self.token(features, agent, agent))
+
+
+class AttentionHead(nn.Module):
+    """The reader attends to the slots of those who have chosen, and to a learned start slot."""
+
+    hidden: tuple[int, ...]
+    outputs: int
+    agents: int
+    actions: int
+    identity: bool
+
+    def setup(self) -> None:
+        """Projections of the reader and of the choices, and the reader's layers."""
+        width = self.hidden[0]
+        self.embed = nn.Embed(self.agents * self.actions, width)
+        self.start = nn.Embed(2, width)
+        self.query, self.key, self.value = nn.Dense(width), nn.Dense(width), nn.Dense(width)
+        self.layers = [nn.Dense(w) for w in self.hidden]
+        self.norms = [nn.LayerNorm() for _ in self.hidden]
+        self.out = nn.Dense(self.outputs)
+
+    def empty(self) -> dict[str, Array]:
+        """Nobody's slot is filled."""
+        slots = jnp.zeros((self.agents, self.hidden[0]))
+        return {"key": slots, "value": slots, "filled": jnp.zeros(self.agents)}
+
+    def token(self, features: Array, agent: Array, action: Array) -> dict[str, Array]:
+        """Key and value of (features, j, a_j) in slot j."""
+        x = jnp.concatenate([self.embed(agent * self.actions + action), features])
+        slot = jax.nn.one_hot(agent, self.agents)
+        return {
+            "key": slot[:, None] * self.key(x),
+            "value": slot[:, None] * self.value(x),
+            "filled": slot,
+        }
+
+    def read(self, features: Array, agent: Array, prefix: dict[str, Array]) -> Array:
+        """Outputs ``[outputs]`` for the agent to move."""
+        x = _reader(features, agent, self.agents, self.identity)
+        start = self.start(jnp.arange(2))
+        keys = jnp.concatenate([start[:1], prefix["key"]])
+        values = jnp.concatenate([start[1:], prefix["value"]])
+        filled = jnp.concatenate([jnp.ones(1), prefix["filled"]]) > 0.5
+        scores = keys @ self.query(x) / math.sqrt(self.hidden[0])
+        weights = jax.nn.softmax(jnp.where(filled, scores, jnp.finfo(scores.dtype).min / 4))
+        x = jnp.concatenate([x, weights @ values])
+        for layer, norm in zip(self.layers, self.norms, strict=True):
+            x = norm(nn.relu(layer(x)))
+        return self.out(x)
+
+    def __call__(self, features: Array, agent: Array) -> Array:
+        """Touch every layer, so that one call shows all parameter shapes."""
+        return self.read(features, agent, self.token(features, agent, agent))
+
+
+def _reader(features: Array, agent: Array, agents: int, identity: bool) -> Array:
+    if not identity:
+        return features
+    return jnp.concatenate([features, jax.nn.one_hot(agent, agents)])

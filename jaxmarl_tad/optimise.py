@@ -1,0 +1,100 @@
+"""Gradient steps: one optimiser, and the loop over epochs and minibatches."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+from tad_envs import Real
+
+from jaxmarl_tad.types import Key, Params
+
+
+class Optimiser(NamedTuple):
+    """``update(gradient, state, params, lr) -> (params, state)``; the learning rate may be traced."""
+
+    init: Callable[[Params], Any]
+    update: Callable[[Params, Any, Params, Real], tuple[Params, Any]]
+
+
+def adam(max_grad_norm: Real, eps: float = 1e-5) -> Optimiser:
+    """Adam (Kingma & Ba 2015) on gradients clipped to a global norm."""
+    chain = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=eps))  # type: ignore[arg-type]
+
+    def update(gradient: Params, state: Any, params: Params, lr: Real) -> tuple[Params, Any]:
+        direction, state = chain.update(gradient, state)
+        return jax.tree.map(lambda p, d: p - lr * d, params, direction), state
+
+    return Optimiser(chain.init, update)
+
+
+def epochs(
+    update: Callable[[Any, Int[Array, "B"] | None], tuple[Any, Any]],
+    carry: Any,
+    key: Key,
+    *,
+    count: int,
+    minibatches: int,
+    size: int,
+) -> tuple[Any, Any]:
+    """Run ``update(carry, rows)`` over ``count`` shuffled passes of ``minibatches`` each.
+
+    ``rows`` are the indices, of ``size`` in all, that belong to the minibatch; with one minibatch they
+    are None, for everything in its order. Returns the carry and the mean of what ``update`` reported.
+    """
+
+    def epoch(carry: Any, i: Array) -> tuple[Any, Any]:
+        if minibatches == 1:
+            return update(carry, None)
+        order = jax.random.permutation(jax.random.fold_in(key, i), size)
+        carry, reports = jax.lax.scan(update, carry, order.reshape(minibatches, -1))
+        return carry, jax.tree.map(lambda x: x.mean(0), reports)
+
+    carry, reports = jax.lax.scan(epoch, carry, jnp.arange(count))
+    return carry, jax.tree.map(lambda x: x.mean(0), reports)
+
+
+def improve(
+    loss: Callable[[Any, Any, Any], tuple[Array, Any]],
+    optimiser: Optimiser,
+    params: Any,
+    states: Any,
+    batch: Any,
+    memory: Any,
+    key: Key,
+    *,
+    lr: Real,
+    count: int,
+    minibatches: int,
+) -> tuple[Any, Any, Any]:
+    """Descend ``loss(params, batch, memory) -> (loss, report)`` over epochs of minibatches.
+
+    ``params`` is a tuple of parts, each with its own optimiser state in ``states`` and its own
+    gradient clipping. ``batch`` has leaves ``[T, E, ...]`` and ``memory`` ``[E, ...]``; a minibatch is
+    a part of the environments with their whole recorded time, so that memories unroll as they were
+    collected. Returns parts, optimiser states and the mean report.
+    """
+
+    def update(carry: tuple[Any, Any], rows: Array | None) -> tuple[tuple[Any, Any], Any]:
+        params, states = carry
+        part, part_memory = _rows(batch, rows, axis=1), _rows(memory, rows, axis=0)
+        gradient, report = jax.grad(loss, has_aux=True)(params, part, part_memory)
+        stepped = [
+            optimiser.update(g, s, p, lr) for g, s, p in zip(gradient, states, params, strict=True)
+        ]
+        new_params, new_states = zip(*stepped, strict=True)
+        return (type(params)(*new_params), type(states)(*new_states)), report
+
+    size = jax.tree.leaves(batch)[0].shape[1]
+    (params, states), report = epochs(
+        update, (params, states), key, count=count, minibatches=minibatches, size=size
+    )
+    return params, states, report
+
+
+def _rows(tree: Any, rows: Int[Array, "B"] | None, axis: int) -> Any:
+    if rows is None:
+        return tree
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), tree)

@@ -1,0 +1,119 @@
+"""Acting in many environments at once and recording what happened.
+
+Episodes are reset here and nowhere else. The transition keeps both what an action led to (``next``)
+and, in the following row, the observation that was acted on, so that a truncated step can bootstrap
+from its true final observation.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool
+from tad_envs import Environment, Observation
+
+from jaxmarl_tad.types import Key, Memory, Policy, State, Transition
+
+
+class Actors(NamedTuple):
+    """Where ``E`` environments and their policy's memories stand; all leaves ``[E, ...]``."""
+
+    env_state: State
+    observation: Observation
+    memory: Memory
+    first: Bool[Array, "E"]
+    """Whether the next step begins an episode."""
+
+
+def begin(env: Environment, policy: Policy, key: Key, envs: int) -> Actors:
+    """``envs`` fresh episodes."""
+    env_state, observation = jax.vmap(env.reset)(jax.random.split(key, envs))
+    return Actors(env_state, observation, _fresh(policy, envs), jnp.ones(envs, bool))
+
+
+def rollout(
+    env: Environment, policy: Policy, key: Key, actors: Actors, steps: int
+) -> tuple[Actors, Transition]:
+    """``steps`` steps in every environment, with exact resets; transitions are ``[T, E, ...]``."""
+    envs = actors.first.shape[0]
+
+    def step(actors: Actors, t: Array) -> tuple[Actors, Transition]:
+        act_key, step_key, reset_key = jax.random.split(jax.random.fold_in(key, t), 3)
+        memory = select(actors.first, _fresh(policy, envs), actors.memory)
+        action, memory, extras = jax.vmap(policy.act)(
+            jax.random.split(act_key, envs), memory, actors.observation
+        )
+        env_state, timestep = jax.vmap(env.step)(
+            jax.random.split(step_key, envs), actors.env_state, action
+        )
+        ended = timestep.terminated | timestep.truncated
+        fresh = jax.vmap(env.reset)(jax.random.split(reset_key, envs))
+        env_state, observation = select(ended, fresh, (env_state, timestep.observation))
+        transition = Transition(
+            observation=actors.observation,
+            action=action,
+            reward=timestep.reward,
+            terminated=timestep.terminated,
+            truncated=timestep.truncated,
+            first=actors.first,
+            next=timestep.observation,
+            extras=extras,
+        )
+        return Actors(env_state, observation, memory, ended), transition
+
+    return jax.lax.scan(step, actors, jnp.arange(steps))
+
+
+class Episodes(NamedTuple):
+    """Whole episodes, padded to the horizon: ``transition`` is ``[T, E, ...]``."""
+
+    transition: Transition
+    valid: Bool[Array, "T E"]
+    """Whether the step belongs to the episode, i.e. lies at or before its end."""
+    info: dict[str, Array]
+    """The environment's ``info`` at each step, ``[T, E]``."""
+
+
+def episodes(env: Environment, policy: Policy, key: Key, envs: int, horizon: int) -> Episodes:
+    """One whole episode in each of ``envs`` environments; nothing after its end counts."""
+    begin_key, key = jax.random.split(key)
+    start = begin(env, policy, begin_key, envs)
+
+    def step(carry: tuple[Actors, Array], t: Array) -> tuple[tuple[Actors, Array], Episodes]:
+        actors, running = carry
+        act_key, step_key = jax.random.split(jax.random.fold_in(key, t))
+        action, memory, extras = jax.vmap(policy.act)(
+            jax.random.split(act_key, envs), actors.memory, actors.observation
+        )
+        env_state, timestep = jax.vmap(env.step)(
+            jax.random.split(step_key, envs), actors.env_state, action
+        )
+        ended = timestep.terminated | timestep.truncated
+        transition = Transition(
+            observation=actors.observation,
+            action=action,
+            reward=timestep.reward,
+            terminated=timestep.terminated,
+            truncated=timestep.truncated,
+            first=jnp.broadcast_to(t == 0, running.shape),
+            next=timestep.observation,
+            extras=extras,
+        )
+        actors = Actors(env_state, timestep.observation, memory, jnp.zeros_like(ended))
+        return (actors, running & ~ended), Episodes(transition, running, timestep.info)
+
+    _, recorded = jax.lax.scan(step, (start, jnp.ones(envs, bool)), jnp.arange(horizon))
+    return recorded
+
+
+def select(condition: Bool[Array, "E"], yes: State, no: State) -> State:
+    """Per environment ``yes`` where ``condition`` holds, else ``no``; any pytree of ``[E, ...]``."""
+
+    def choose(a: Array, b: Array) -> Array:
+        return jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - 1)), a, b)
+
+    return jax.tree.map(choose, yes, no)
+
+
+def _fresh(policy: Policy, envs: int) -> Memory:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (envs, *x.shape)), policy.start())

@@ -1,0 +1,66 @@
+"""Parameter sharing as one mechanism: stacked parameter sets and an assignment of agents to them.
+
+============  ==============  =====================  ===========================
+mode          parameter sets  agent index as input   also known as
+============  ==============  =====================  ===========================
+``full``      1               no                     FuPS
+``full_id``   1               yes                    FuPS + id (the default)
+``none``      one per agent   no                     NoPS
+============  ==============  =====================  ===========================
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+
+from jaxmarl_tad.types import Key, Params
+
+Mode = Literal["full", "full_id", "none"]
+
+
+class Sharing(NamedTuple):
+    """Which parameter set each agent uses, and whether an agent is told its own index."""
+
+    sets: int
+    assignment: tuple[int, ...]
+    identity: bool
+
+
+def sharing(mode: Mode, n_agents: int) -> Sharing:
+    """The assignment that ``mode`` means for ``n_agents`` agents."""
+    if mode == "none":
+        return Sharing(n_agents, tuple(range(n_agents)), identity=False)
+    return Sharing(1, (0,) * n_agents, identity=mode == "full_id")
+
+
+def init_sets(init: Callable[[Key], Params], key: Key, share: Sharing) -> Params:
+    """Parameters of every set, stacked on a leading axis."""
+    return jax.vmap(init)(jax.random.split(key, share.sets))
+
+
+def of_agent(params: Params, share: Sharing, agent: Any) -> Params:
+    """The parameters that ``agent`` (an index, maybe traced) uses."""
+    if share.sets == 1:
+        return jax.tree.map(lambda p: p[0], params)
+    chosen = jax.numpy.asarray(share.assignment)[agent]
+    return jax.tree.map(lambda p: p[chosen], params)
+
+
+def over_agents(function: Callable, share: Sharing) -> Callable:
+    """Lift ``function(params, *own)`` of one agent to all agents, given stacked parameter sets.
+
+    What the lifted function passes to agent i is row i of each further argument and nothing else:
+    this is what makes a decentralised policy decentralised.
+    """
+
+    def lifted(params: Params, *rows: Any) -> Any:
+        if share.sets == 1:
+            own = jax.tree.map(lambda p: p[0], params)
+            return jax.vmap(lambda *row: function(own, *row))(*rows)
+        stacked = jax.tree.map(lambda p: p[jax.numpy.asarray(share.assignment)], params)
+        if share.assignment == tuple(range(share.sets)):
+            stacked = params
+        return jax.vmap(function)(stacked, *rows)
+
+    return lifted

@@ -1,0 +1,126 @@
+"""Members: everything that differs between the runs of one compiled program, stacked.
+
+A member is a config, a source to learn from, an environment to be evaluated in, and a seed. Members
+of one program have equal static parts; their leaves are stacked on axis ``M`` and the run is
+``vmap``-ed over it. One member is vmapped as well, so that there is one program and not two.
+"""
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tad_envs import Environment, require
+
+from jaxmarl_tad.config import as_dict
+from jaxmarl_tad.evaluate import score
+from jaxmarl_tad.train import chunk, init
+from jaxmarl_tad.types import Algorithm, Metrics, State
+
+Make = Callable[[Any, Any], Algorithm]
+"""``make(config, source)``: the factory of an algorithm; hashable, since it names a program."""
+
+
+class Member(NamedTuple):
+    """One run, or with leaves ``[M, ...]`` all runs of a program."""
+
+    config: Any
+    source: Any
+    """What is learned from: an environment, a dataset, or a teacher in an environment."""
+    env: Environment
+    """What the policy is evaluated in."""
+    seed: Any
+
+
+class Plan(NamedTuple):
+    """The static part of a program: whatever changes here compiles anew."""
+
+    make: Make
+    iterations: int
+    evaluations: int
+    episodes: int
+
+
+def product(fields: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """All combinations of swept values, the last keyword varying fastest."""
+    return [
+        dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())
+    ]
+
+
+def stack(members: Sequence[Member]) -> Member:
+    """Stack members' leaves on axis ``M`` as numpy arrays of 32 bits.
+
+    Raises ``ValueError`` where static parts differ, because those are different programs.
+    """
+    structure = jax.tree.structure(members[0])
+    for member in members[1:]:
+        same = jax.tree.structure(member) == structure and member.env.spec == members[0].env.spec
+        require(same, _difference(members[0], member))
+    columns = zip(*(jax.tree.leaves(member) for member in members), strict=True)
+    return jax.tree.unflatten(structure, [_column(values) for values in columns])
+
+
+def _column(values: tuple[Any, ...]) -> Any:
+    if any(isinstance(value, jax.Array) for value in values):
+        return jax.numpy.stack(values)
+    arrays = [np.asarray(value) for value in values]
+    kind = np.result_type(*arrays)
+    if kind == np.float64:
+        kind = np.dtype(np.float32)
+    if kind == np.int64:
+        kind = np.dtype(np.int32)
+    shape = max((array.shape for array in arrays), key=len)  # numbers broadcast to arrays
+    return np.stack([np.broadcast_to(array, shape) for array in arrays]).astype(kind)
+
+
+def _difference(a: Member, b: Member) -> str:
+    """A sentence saying why two members cannot share a program."""
+    here, there = as_dict(a.config), as_dict(b.config)
+    fields = [name for name in here if here[name] != there.get(name)]
+    if a.env.spec != b.env.spec or type(a.env) is not type(b.env):
+        return (
+            "environments of one run must have the same kind and sizes; "
+            f"{a.env.name!r} has {a.env.spec} and {b.env.name!r} has {b.env.spec}."
+        )
+    return f"members of one run must have equal static fields; these differ: {', '.join(fields)}."
+
+
+def run_chunk(
+    plan: Plan, members: Member, state: State, number: Any
+) -> tuple[State, Metrics]:
+    """One chunk of every member; chunk 0 also makes the state (what is passed then is ignored)."""
+
+    def fresh() -> State:
+        return init_members(plan.make, members)
+
+    def one(member: Member, state: State) -> tuple[State, Metrics]:
+        algorithm = plan.make(member.config, member.source)
+        return chunk(
+            algorithm,
+            lambda policy, key: score(member.env, policy, key, plan.episodes),
+            jax.random.key(member.seed),
+            state,
+            number,
+            iterations=plan.iterations,
+            evaluations=plan.evaluations,
+        )
+
+    # The predicate is the same for all members, so only one branch is executed.
+    state = jax.lax.cond(number == 0, fresh, lambda: state)
+    return jax.vmap(one)(members, state)
+
+
+def init_members(make: Make, members: Member) -> State:
+    """The first state of every member; traced once per program, however often it is called."""
+    return _init_members(make, members)
+
+
+@jax.jit(static_argnums=0)
+def _init_members(make: Make, members: Member) -> State:
+    def one(member: Member) -> State:
+        algorithm = make(member.config, member.source)
+        return init(algorithm, jax.random.key(member.seed))
+
+    return jax.vmap(one)(members)

@@ -1,0 +1,48 @@
+"""Value targets: one recursion that every learner in the library uses.
+
+    G_t = r_t + γ (1 − terminated_t) [ (1 − l_t) V(next_t) + l_t G_{t+1} ]
+    l_t = λ (1 − (terminated_t ∨ truncated_t))
+
+γ may differ between steps, and so may λ. A terminated step has no value beyond it. A truncated step
+keeps the value of its true final observation and cuts the trace, so that nothing flows back from the
+next episode. λ=0 is TD(0), λ=1 Monte Carlo, and G − V(observation) is the generalised advantage
+estimate (Schulman et al. 2016, eq. 16). Double Q and Peng's Q(λ) are the same recursion with another
+V(next).
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+from tad_envs import Real
+
+
+def lambda_returns(
+    reward: Float[Array, "T ..."],
+    next_value: Float[Array, "T ..."],
+    terminated: Bool[Array, "T ..."],
+    truncated: Bool[Array, "T ..."],
+    gamma: Real | Float[Array, "T ..."],
+    lam: Real | Float[Array, "T ..."],
+) -> Float[Array, "T ..."]:
+    """G_t for every step, shaped like ``next_value``.
+
+    ``reward``, ``terminated`` and ``truncated`` may lack trailing axes of ``next_value`` (one reward
+    for several agents' values); so may ``gamma`` and ``lam``, which are numbers or have axis ``T``.
+    """
+    discount = _spread(gamma * jnp.where(terminated, 0.0, 1.0), next_value)
+    trace = _spread(lam * jnp.where(terminated | truncated, 0.0, 1.0), next_value)
+    fixed = _spread(reward, next_value) + discount * (1 - trace) * next_value
+    carried = discount * trace
+
+    def back(following: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        target = step[0] + step[1] * following
+        return target, target
+
+    # Beyond the last recorded step the best estimate of G is the value of what it led to.
+    _, targets = jax.lax.scan(back, next_value[-1], (fixed, carried), reverse=True)
+    return targets
+
+
+def _spread(x: Array, like: Array) -> Array:
+    """``x`` with trailing unit axes broadcast to the shape of ``like``."""
+    return jnp.broadcast_to(x.reshape(x.shape + (1,) * (like.ndim - x.ndim)), like.shape)

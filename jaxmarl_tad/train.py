@@ -1,0 +1,78 @@
+"""The loop, once, for every algorithm.
+
+Every key derives from the run's key and the number of the iteration, so that a run cut into chunks,
+or stopped and resumed, repeats the whole one bit for bit.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+from tad_envs import require
+
+from jaxmarl_tad.types import Algorithm, Key, Metrics, Policy, State
+
+Evaluate = Callable[[Policy, Key], dict[str, Array]]
+"""``evaluate(policy, key)``: scalars that describe the greedy policy."""
+
+_EVALUATION_KEY = 2**31 - 1
+
+
+def init(algorithm: Algorithm, key: Key) -> State:
+    """The state of a run before its first iteration."""
+    return algorithm.init(jax.random.fold_in(key, 0))
+
+
+def chunk(
+    algorithm: Algorithm,
+    evaluate: Evaluate,
+    key: Key,
+    state: State,
+    number: int | Int[Array, ""],
+    *,
+    iterations: int,
+    evaluations: int,
+) -> tuple[State, Metrics]:
+    """Chunk ``number`` (from 0) of ``evaluations`` equal ones: its iterations, then an evaluation.
+
+    Returns the state and the means of the iterations' metrics together with the evaluation's.
+    """
+    length = iterations // evaluations
+
+    def iteration(state: State, i: Array) -> tuple[State, Metrics]:
+        t = number * length + i
+        return algorithm.step(jax.random.fold_in(key, t + 1), state, t / iterations)
+
+    state, metrics = jax.lax.scan(iteration, state, jnp.arange(length))
+    means = {name: values.mean() for name, values in metrics.items()}
+    evaluation_key = jax.random.fold_in(jax.random.fold_in(key, _EVALUATION_KEY), number)
+    return state, means | evaluate(algorithm.policy(state, greedy=True), evaluation_key)
+
+
+def train(
+    algorithm: Algorithm, evaluate: Evaluate, key: Key, *, iterations: int, evaluations: int
+) -> tuple[State, dict[str, Any]]:
+    """A whole run as one pure function of ``key``, to be jitted and vmapped by whoever owns it.
+
+    Returns the last state and the curves ``{name: [evaluations]}``. ``evaluations`` must divide
+    ``iterations``.
+    """
+    require(
+        iterations % evaluations == 0,
+        f"evaluations={evaluations} must divide iterations={iterations}.",
+    )
+
+    def one(state: State, number: Array) -> tuple[State, Metrics]:
+        return chunk(
+            algorithm,
+            evaluate,
+            key,
+            state,
+            number,
+            iterations=iterations,
+            evaluations=evaluations,
+        )
+
+    return jax.lax.scan(one, init(algorithm, key), jnp.arange(evaluations))

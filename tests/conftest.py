@@ -1,0 +1,27 @@
+"""Settings that every test shares: compiled programs are kept, figures need no screen."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import jax
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+# Compiling is nearly all of a test's cost, so every program goes to the persistent cache: through
+# the environment for the processes that tests start, and here because jax has read it already.
+CACHE = {
+    "jax_compilation_cache_dir": str(CHECKOUT / ".cache" / "xla"),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for option, default in CACHE.items():
+    value = os.environ.setdefault(option.upper(), str(default))
+    jax.config.update(option, type(default)(value))
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# Compilation makes the first example slow, and a test must say the same thing every time.
+hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
