@@ -8,6 +8,7 @@ rule. Fields left at None are resolved from the environment's sizes before anyth
 from typing import Any, TypeVar
 
 import numpy as np
+
 from tad_envs import Spec, require
 from tad_envs.struct import Real, check_keywords, concrete, leaf_fields, static_fields, struct
 

@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tad_envs import Environment, Observation, Spec
 
 from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, config_of, require, resolve_steps, struct
@@ -32,6 +31,7 @@ from jaxmarl_tad.run import AfterChunk, Game, Trained, as_game, evaluate, execut
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.sweep import Make, Member
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+from tad_envs import Environment, Observation, Spec
 
 
 @struct
@@ -334,12 +334,9 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
             logits, memory = act_all(params.actor, memory, views(observation))
             log_probs = distributions.log_probabilities(logits, observation.legal)
-            if greedy:
-                action = distributions.mode(log_probs)
-            else:
-                uniform = jax.random.uniform(key, (spec.n_agents,))
-                action = distributions.sample(uniform, log_probs)
-            return action, memory, {"log_probs": log_probs}
+            uniform = jax.random.uniform(key, (spec.n_agents,))
+            action, extras = distributions.decide(uniform, log_probs, greedy)
+            return action, memory, extras
 
         return Policy(start=start, act=act, execution="decentralised")
 

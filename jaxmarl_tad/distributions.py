@@ -22,14 +22,23 @@ def log_probabilities(
     return jnp.where(legal, jax.nn.log_softmax(masked), IMPOSSIBLE)
 
 
-def sample(
-    uniform: Float[Array, "*batch"], log_probs: Float[Array, "*batch A"]
-) -> Int[Array, "*batch"]:
-    """Draw actions by inverse CDF from numbers uniform in [0, 1)."""
-    cdf = jnp.cumsum(jnp.exp(log_probs), axis=-1)
+def cumulative(log_probs: Float[Array, "*batch A"]) -> Float[Array, "*batch A"]:
+    """The distribution function over actions, for :func:`draw`."""
+    return jnp.cumsum(jnp.exp(log_probs), axis=-1)
+
+
+def draw(uniform: Float[Array, "*batch"], cdf: Float[Array, "*batch A"]) -> Int[Array, "*batch"]:
+    """Actions by inverse CDF from numbers uniform in [0, 1)."""
     # Rounding must not lift the threshold to the total, where no action would be left to choose.
     threshold = jnp.minimum(uniform, 1 - 2.0**-20) * cdf[..., -1]
     return jnp.sum(cdf <= threshold[..., None], axis=-1).astype(jnp.int32)
+
+
+def sample(
+    uniform: Float[Array, "*batch"], log_probs: Float[Array, "*batch A"]
+) -> Int[Array, "*batch"]:
+    """Actions drawn by inverse CDF from numbers uniform in [0, 1)."""
+    return draw(uniform, cumulative(log_probs))
 
 
 def mode(log_probs: Float[Array, "*batch A"]) -> Int[Array, "*batch"]:
@@ -52,3 +61,11 @@ def entropy(log_probs: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
 def kl(p: Float[Array, "*batch A"], q: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
     """KL(p || q) in nats, from log-probabilities over the same legal actions."""
     return jnp.sum(jnp.exp(p) * (p - q), axis=-1)
+
+
+def decide(
+    uniform: Float[Array, "*batch"], log_probs: Float[Array, "*batch A"], greedy: bool
+) -> tuple[Int[Array, "*batch"], dict[str, Array]]:
+    """Actions, drawn or most likely, and what a policy tells the learner about them."""
+    action = mode(log_probs) if greedy else sample(uniform, log_probs)
+    return action, {"log_prob": log_probability(log_probs, action), "log_probs": log_probs}

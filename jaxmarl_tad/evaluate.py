@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
-from tad_envs import Environment
 
 from jaxmarl_tad.rollout import episodes
 from jaxmarl_tad.types import Key, Policy
+from tad_envs import Environment
 
 
 def score(env: Environment, policy: Policy, key: Key, count: int) -> dict[str, Array]:

@@ -5,6 +5,7 @@ A mask is True where an entry counts: dead agents and padding enter no sum and n
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
 from tad_envs import Real
 
 

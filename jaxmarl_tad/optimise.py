@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
-from tad_envs import Real
 
 from jaxmarl_tad.types import Key, Params
+from tad_envs import Real
 
 
 class Optimiser(NamedTuple):

@@ -23,6 +23,7 @@ INK, MUTED, FAINT = "#1b1f24", "#6a737d", "#d5dade"
 STRONG = "#0b5fa5"
 WORSE = ("#8fb7d6", "#bcd0de", "#d7dde2", "#e6e8ea", "#f0f1f2")
 """Outcomes below the optimum, from the second best downwards."""
+BASINS = ("#cfe3f3", "#f1e7da", "#e7e9eb", "#f6f6f6")
 METHODS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5c5c5c", "#b8a800")
 """After Okabe and Ito (2008): told apart also by colour-blind readers."""
 
@@ -48,77 +49,79 @@ def outcome_bars(
     require(len(outcomes) > 0, "outcome_bars: outcomes is empty.")
     games = _distinct(row["game"] for row in outcomes)
     methods = _distinct(row["method"] for row in outcomes)
-    found = {(r["game"], r["method"]): statistics.shares(r["values"]) for r in outcomes}
-    seeds = {(r["game"], r["method"]): np.size(r["values"]) for r in outcomes}
-    best = {g: max(v[0].max() for (h, _), v in found.items() if h == g) for g in games}
-    best.update({g: float(v) for g, v in (optima or {}).items() if g in best})
+    panels: dict[str, dict[str, np.ndarray]] = {game: {} for game in games}
+    for row in outcomes:
+        panels[row["game"]][row["method"]] = np.asarray(row["values"], float)
+    best = {
+        game: max(float(statistics.shares(values)[0][0]) for values in panel.values())
+        for game, panel in panels.items()
+    } | {game: float(value) for game, value in (optima or {}).items() if game in panels}
 
     columns = _columns(len(games))
     rows = math.ceil(len(games) / columns)
     left = 0.2 + 0.075 * max(map(len, methods))
-    right, gap, bottom, top = 0.42, 0.5, 0.36, 0.62 if title else 0.34
-    panel = (WIDTH - left - right - gap * (columns - 1)) / columns, 0.23 * len(methods)
-    height = top + bottom + rows * panel[1] + (rows - 1) * 0.42
+    right, gap, between, bottom, top = 0.45, 0.52, 0.4, 0.36, 0.62 if title else 0.32
+    wide, tall = (WIDTH - left - right - gap * (columns - 1)) / columns, 0.23 * len(methods)
+    height = top + bottom + rows * tall + (rows - 1) * between
     csv_rows: list[list[Any]] = []
     with _figure(WIDTH, height, path) as figure:
-        for index, game in enumerate(games):
+        for index, (game, panel) in enumerate(panels.items()):
             row, column = divmod(index, columns)
-            x = left + column * (panel[0] + gap)
-            y = height - top - panel[1] - row * (panel[1] + 0.42)
-            axes = _axes(figure, x, y, *panel)
-            ranks = _distinct(-v for (g, _), f in found.items() if g == game for v in f[0])
-            order = {-v: rank for rank, v in enumerate(sorted(ranks))}
-            bars: list[tuple[float, float, float, str]] = []  # y, left, width, colour
-            for line, method in enumerate(methods):
-                if (game, method) not in found:
-                    axes.text(0.01, line, "not run", color=MUTED, va="center", size=7)
-                    continue
-                values, share = found[game, method]
-                starts = np.cumsum(share) - share
-                won = 0.0
-                for value, start, width in zip(values, starts, share, strict=True):
-                    optimal = abs(value - best[game]) <= 1e-3 * max(1.0, abs(best[game]))
-                    won += width if optimal else 0.0
-                    rank = max(order[value], 1) if best[game] not in order else order[value]
-                    colour = STRONG if optimal else WORSE[min(max(rank, 1), len(WORSE)) - 1]
-                    bars.append((line, start, width, colour))
-                    label = _fitting(value, width * panel[0])
-                    if label:
-                        ink = "white" if optimal else INK
-                        centre = start + width / 2
-                        axes.text(centre, line, label, color=ink, size=7, ha="center", va="center")
-                    count = round(width * seeds[game, method])
-                    csv_rows.append(
-                        [game, method, value, width, count, seeds[game, method], int(optimal)]
-                    )
-                axes.text(
-                    1.02, line, f"{100 * won:.0f} %", va="center", size=7.5,
-                    color=STRONG if won else MUTED, weight="bold" if won else "normal",
-                )  # fmt: skip
-            if bars:
-                place, start, width, colour = zip(*bars, strict=True)
-                many = len(bars) > 8 * len(methods)
-                axes.barh(
-                    place, width, 0.8, left=start, color=colour,
-                    edgecolor="white", linewidth=0 if many else 0.7,
-                )  # fmt: skip
-            axes.set(xlim=(0, 1), ylim=(len(methods) - 0.5, -0.5), xticks=[], yticks=[])
+            y = height - top - tall - row * (tall + between)
+            axes = _axes(figure, left + column * (wide + gap), y, wide, tall)
+            drawn = _bars(axes, panel, methods, best[game], wide)
+            csv_rows.extend([game, *bar] for bar in drawn)
             if column == 0:
                 axes.set_yticks(range(len(methods)), methods, size=8.5)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
-            axes.text(0, -0.72, game, size=8.5, weight="bold", va="bottom")
-            axes.text(
-                1, -0.72, _number(best[game]), size=8.5, color=STRONG, ha="right", va="bottom"
-            )
-        if title:
-            figure.text(0.12 / WIDTH, 1 - 0.1 / height, title, size=11, weight="bold", va="top")
-        runs = _span(seeds.values(), "seed")
-        reference = "optimal return" if optima else "best return reached"
-        note = f"Share of {runs} at each final return (written inside). Blue, and per cent: {reference}."
-        figure.text(0.12 / WIDTH, 0.1 / height, note, size=7.5, color=MUTED, va="bottom")
+            name = min(8.5, 72 * wide / (0.68 * len(game)))
+            axes.text(0, -0.6, game, size=name, weight="bold", va="bottom")
+            axes.text(1.02, -0.6, _number(best[game]), size=8.5, color=STRONG, va="bottom")
+        seeds = _span((np.size(v) for panel in panels.values() for v in panel.values()), "seed")
+        reference = "optimal return" if optima else "best return that any reached"
+        note = f"Shares of {seeds} by final return (inside). Blue: the {reference}, and its share."
+        _frame(figure, title, note)
     header = ["game", "method", "return", "share", "count", "seeds", "optimal"]
     return _twin(path, header, csv_rows)
+
+
+def _bars(
+    axes: Any, panel: Mapping[str, np.ndarray], methods: Sequence[str], best: float, wide: float
+) -> list[list[Any]]:
+    """One game's bars; the rows drawn: method, return, share, count, seeds, whether optimal."""
+    drawn: list[list[Any]] = []
+    bars: list[tuple[float, float, float, str]] = []  # line, left end, width, colour
+    distinct = np.unique(np.concatenate([statistics.shares(v)[0] for v in panel.values()]))[::-1]
+    optimal = {v: abs(v - best) <= 1e-3 * max(1.0, abs(best)) for v in distinct}
+    worse = [v for v in distinct if not optimal[v]]
+    spread = max(1.0, (len(worse) - 1) / (len(WORSE) - 1))  # ranks that share a shade
+    shade = {v: WORSE[int(rank / spread)] for rank, v in enumerate(worse)}
+    for line, method in enumerate(methods):
+        if method not in panel:
+            axes.text(0.01, line, "not run", color=MUTED, va="center", size=7)
+            continue
+        values, share = statistics.shares(panel[method])
+        for value, start, width in zip(values, np.cumsum(share) - share, share, strict=True):
+            bars.append((line, start, width, STRONG if optimal[value] else shade[value]))
+            ink, centre = "white" if optimal[value] else INK, start + width / 2
+            if label := _fitting(value, width * wide):
+                axes.text(centre, line, label, color=ink, size=7, ha="center", va="center")
+            seeds = np.size(panel[method])
+            drawn.append([method, value, width, round(width * seeds), seeds, int(optimal[value])])
+        won = sum(width for value, width in zip(values, share, strict=True) if optimal[value])
+        axes.text(
+            1.02, line, f"{100 * won:.0f} %", va="center", size=7.5,
+            color=STRONG if won else MUTED, weight="bold" if won else "normal",
+        )  # fmt: skip
+    place, start, width, colour = zip(*bars, strict=True)
+    crowded = len(bars) > 8 * len(methods)
+    axes.barh(
+        place, width, 0.8, left=start, color=colour,
+        edgecolor="white", linewidth=0 if crowded else 0.7,
+    )  # fmt: skip
+    axes.set(xlim=(0, 1), ylim=(len(methods) - 0.5, -0.5), xticks=[], yticks=[])
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return drawn
 
 
 def payoff_mass(
@@ -127,7 +130,7 @@ def payoff_mass(
     path: str | Path,
     title: str | None = None,
     snapshots: Sequence[object] | None = None,
-    optimum: float | None = None,
+    label: str = "iteration",
 ) -> Path:
     """Where on the payoff table each method puts its joint probability as it learns.
 
@@ -136,8 +139,8 @@ def payoff_mass(
         masses: For each method ``[snapshots, A1, A2]``, the probability of each joint action.
         path: Where the PNG goes.
         title: One line above the strips.
-        snapshots: What to write above each snapshot, e.g. its iteration.
-        optimum: Payoff of the cells to frame; the largest by default.
+        snapshots: The number or name of each snapshot, written above it.
+        label: What these are.
 
     Returns:
         The path of the PNG.
@@ -149,20 +152,21 @@ def payoff_mass(
     require(
         len(lengths) == 1 and all(mass.shape[1:] == table.shape for mass in strips.values()),
         f"payoff_mass: every method needs [snapshots, {table.shape[0]}, {table.shape[1]}], "
-        f"not {({m: s.shape for m, s in strips.items()})}.",
+        f"not { ({m: s.shape for m, s in strips.items()}) }.",
     )
     (count,) = lengths
     names = [str(s) for s in (range(count) if snapshots is None else snapshots)]
     require(len(names) == count, f"payoff_mass: {len(names)} snapshots for {count} tables.")
     rows, columns = table.shape
-    optimum = float(table.max()) if optimum is None else optimum
+    optimum = float(table.max())
 
-    left = 0.2 + 0.075 * max(map(len, strips))
-    gap, top, bottom = 0.09, 0.72 if title else 0.42, 0.36
-    # one column for the payoff table, which is half as large again, then the snapshots
-    side = min(1.25, (WIDTH - 0.55 - left - gap * count) / (count + 1.5))
+    left = 0.2 + 0.075 * max(*map(len, strips), len(label))
+    gap, top, bottom = 0.09, 0.66 if title else 0.34, 0.36
+    # the payoff table is half as large again as a snapshot
+    side = min(1.25, (WIDTH - 0.3 - left - gap * count) / (count + 1.5))
     tall = side * rows / columns
     height = top + bottom + max(len(strips) * (tall + gap) - gap, 1.5 * tall)
+    across = columns * (1 + gap / side)  # from one snapshot to the next, in cells
     csv_rows: list[list[Any]] = []
     with _figure(WIDTH, height, path) as figure:
         from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -172,40 +176,31 @@ def payoff_mass(
         axes = _axes(figure, 0.12, middle - 0.75 * tall, 1.5 * side, 1.5 * tall)
         _payoff_table(axes, table, optimum, size=min(11.0, 1.5 * side * 72 / columns / 2.6))
         axes.set_title("payoff", size=8.5, pad=4)
-
-        x0 = 0.12 + 1.5 * side + left
-        step = columns * (1 + gap / side)
         for line, (method, strip) in enumerate(strips.items()):
             y = height - top - tall - line * (tall + gap)
-            axes = _axes(figure, x0, y, count * (side + gap) - gap, tall)
-            images = np.full((rows, 0), np.nan)
-            norm = PowerNorm(0.5, 0.0, 1.0)
-            axes.set(xlim=(0, count * step - columns * gap / side), ylim=(rows, 0))
+            axes = _axes(figure, 0.12 + 1.5 * side + left, y, count * (side + gap) - gap, tall)
             for index, mass in enumerate(strip):
-                corner = index * step
+                corner = index * across
                 axes.imshow(
-                    mass, cmap=shade, norm=norm, aspect="auto", interpolation="nearest",
-                    extent=(corner, corner + columns, rows, 0),
+                    mass, cmap=shade, norm=PowerNorm(0.65, 0.0, 1.0), aspect="auto",
+                    interpolation="nearest", extent=(corner, corner + columns, rows, 0),
                 )  # fmt: skip
                 _cells(axes, table, mass, corner, optimum, side * 72 / columns)
                 for (a, b), p in np.ndenumerate(mass):
                     csv_rows.append([method, names[index], a, b, table[a, b], p])
-            axes.set(xlim=(0, count * step - columns * gap / side), ylim=(rows, 0))
+            axes.set(xlim=(0, (count - 1) * across + columns), ylim=(rows, 0))
             axes.set(xticks=[], yticks=[rows / 2])
             axes.set_yticklabels([method], size=8.5)
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
+            above: dict[str, Any] = {"size": 8, "va": "bottom", "color": MUTED}
+            for index, name in enumerate(names if line == 0 else ()):
+                x = index * across + columns / 2
+                axes.text(x, -0.06 * rows, name, ha="center", **above)
             if line == 0:
-                for index, name in enumerate(names):
-                    axes.text(
-                        index * step + columns / 2, -0.06 * rows, name, size=8, ha="center",
-                        va="bottom", color=MUTED,
-                    )  # fmt: skip
-            del images
-        if title:
-            figure.text(0.12 / WIDTH, 1 - 0.1 / height, title, size=11, weight="bold", va="top")
+                axes.text(-0.05 * columns, -0.06 * rows, label, ha="right", **above)
         note = "Shade: probability of the joint action (white 0, dark 1). Framed: the best payoff."
-        figure.text(0.12 / WIDTH, 0.1 / height, note, size=7.5, color=MUTED, va="bottom")
+        _frame(figure, title, note)
     header = ["method", "snapshot", "action_1", "action_2", "payoff", "probability"]
     return _twin(path, header, csv_rows)
 
@@ -291,16 +286,14 @@ def learning_curves(
                 axes.set_ylabel(label, size=8, color=MUTED)
         handles = [Line2D([], [], color=colours[m], linewidth=2.2, label=m) for m in methods]
         figure.legend(
-            handles=handles, loc="upper left", ncols=min(len(methods), 7), frameon=False, fontsize=8.5,
-            bbox_to_anchor=(0.06 / WIDTH, 1 - (0.34 if title else 0.04) / height),
+            handles=handles, loc="upper left", ncols=min(len(methods), 7), frameon=False,
+            bbox_to_anchor=(0.06 / WIDTH, 1 - (0.34 if title else 0.04) / height), fontsize=8.5,
             handlelength=1.4, columnspacing=1.4,
         )  # fmt: skip
-        if title:
-            figure.text(0.12 / WIDTH, 1 - 0.1 / height, title, size=11, weight="bold", va="top")
         runs = _span((np.shape(v)[0] for p in curves.values() for _, v in p.values()), "seed")
         note = f"Interquartile mean of {runs} and its 95 % bootstrap interval; thin: single seeds"
         note += "; dashed: the optimum." if optima else "."
-        figure.text(0.12 / WIDTH, 0.1 / height, note, size=7.5, color=MUTED, va="bottom")
+        _frame(figure, title, note)
     header = ["game", "method", "step", "iqm", "low", "high", *(f"run_{i}" for i in range(most))]
     return _twin(path, header, csv_rows)
 
@@ -332,96 +325,96 @@ def gradient_field(
     """
     table = np.asarray(payoff, float)
     require(table.shape == (2, 2), f"gradient_field: payoff has shape {table.shape}, not [2, 2].")
-    cells = 120
-    line = (np.arange(cells) + 0.5) / cells
-    grid = np.stack(np.meshgrid(line, line, indexing="xy"), axis=-1)  # [q, p, 2]
-    ends = _follow(table, grid, steps=300, size=0.01)[-1]
-    corners = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
-    values = table.ravel()
-    nearest = np.argmin(np.linalg.norm(ends[..., None, :] - corners, axis=-1), axis=-1)
-    separatrix = _separatrix(table)
-    flows = (
-        []
-        if starts is None
-        else list(np.swapaxes(_follow(table, np.asarray(starts, float), 400, 0.01), 0, 1))
-    )
-    measured = [np.asarray(t, float) for t in trajectories]
-    reached = np.unique(nearest)
+    corners, values = np.array([[1.0, 1.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), table.ravel()
+    grid, arrows = _lattice(64), _lattice(15)  # [q, p, 2]
+    ends = _follow(table, grid, steps=110, size=0.02)
+    basin = np.argmin(np.linalg.norm(ends[..., None, :] - corners, axis=-1), axis=-1)
+    reached = np.unique(basin)
     reached = reached[np.argsort(-values[reached], kind="stable")]
-    shade = {corner: _BASINS[min(i, len(_BASINS) - 1)] for i, corner in enumerate(reached)}
+    stable = [corner for corner in range(4) if _strict(table, corner)]
+    flows = [] if starts is None else list(_orbit(table, np.asarray(starts, float), 400, 0.005))
+    measured = [np.asarray(t, float) for t in trajectories]
+    border = _separatrix(table)
 
-    wide, left, bottom, top = 4.6, 0.72, 0.62, 0.62 if title else 0.2
-    height = wide + bottom + top
-    arrows = np.stack(np.meshgrid(*[(np.arange(15) + 0.5) / 15] * 2, indexing="xy"), axis=-1)
-    slope = _gradient(table, arrows)
-    with _figure(left + wide + 2.35, height, path) as figure:
+    left, bottom, side, wide = 0.72, 0.62, 2.55, 4.6
+    width, height = left + wide + side, bottom + wide + (0.62 if title else 0.2)
+    with _figure(width, height, path) as figure:
         from matplotlib.colors import to_rgb
+        from matplotlib.lines import Line2D
 
         axes = _axes(figure, left, bottom, wide, wide)
-        picture = np.zeros((cells, cells, 3))
-        for corner in reached:
-            picture[nearest == corner] = to_rgb(shade[corner])
-        axes.imshow(picture, origin="lower", extent=(0, 1, 0, 1), interpolation="bilinear")
+        shades = np.zeros((4, 3))
+        shades[reached] = [to_rgb(shade) for shade in BASINS[: len(reached)]]
+        axes.imshow(shades[basin], origin="lower", extent=(0, 1, 0, 1), interpolation="bilinear")
+        slope = _gradient(table, arrows)
         length = np.linalg.norm(slope, axis=-1, keepdims=True)
-        scaled = slope / np.maximum(length, 1e-12) * (length / length.max()) ** 0.25
+        slope = slope / np.maximum(length, 1e-12) * (length / max(length.max(), 1e-12)) ** 0.25
         axes.quiver(
-            arrows[..., 0], arrows[..., 1], scaled[..., 0], scaled[..., 1], angles="xy",
-            scale_units="xy", scale=19, width=0.0032, color="#4a5560", pivot="mid", headwidth=4.5,
+            *np.moveaxis(arrows, -1, 0), *np.moveaxis(slope, -1, 0), angles="xy", scale=19,
+            scale_units="xy", width=0.0032, color="#4a5560", pivot="mid", headwidth=4.5,
         )  # fmt: skip
-        if len(separatrix):
-            axes.plot(*separatrix.T, color=INK, linewidth=1.6, linestyle=(0, (5, 2.5)))
-            axes.plot(*_mixed(table), "o", color="white", markeredgecolor=INK, markersize=7)
-        for flow in flows:
-            axes.plot(*flow.T, color=METHODS[1], linewidth=1.6)
-            axes.plot(*flow[0], "o", color=METHODS[1], markersize=4.5)
-        for flow in measured:
-            axes.plot(*flow.T, color=METHODS[2], linewidth=1.1, alpha=0.8)
-            axes.plot(*flow[0], "o", color=METHODS[2], markersize=3.5)
-        stable = [c for c in range(4) if _strict(table, c)]
+        styles: dict[str, dict[str, Any]] = {}
         for corner in stable:
             best = values[corner] == values.max()
-            axes.plot(
-                *corners[corner], "*" if best else "o", color=STRONG if best else MUTED,
-                markersize=19 if best else 11, markeredgecolor="white", markeredgewidth=1.2,
-                clip_on=False, zorder=5,
-            )  # fmt: skip
-        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+            name = "best equilibrium" if best else "other equilibrium"
+            styles[name] = {
+                "marker": "*" if best else "o", "color": STRONG if best else MUTED,
+                "markersize": 17 if best else 10, "markeredgecolor": "white", "linestyle": "",
+            }  # fmt: skip
+            axes.plot(*corners[corner], **styles[name], clip_on=False, zorder=5)
+        if len(border):
+            styles["mixed equilibrium"] = {
+                "marker": "o", "color": "white", "markeredgecolor": INK, "markersize": 7,
+                "linestyle": "",
+            }  # fmt: skip
+            axes.plot(*_mixed(table), **styles["mixed equilibrium"], zorder=4)
+        for name, paths, colour, dashes in (
+            ("border of the basins", [border] if len(border) else [], INK, (0, (5, 2.5))),
+            ("exact gradient flow", flows, METHODS[1], "-"),
+            ("measured runs", measured, METHODS[2], "-"),
+        ):
+            for points in paths:
+                styles[name] = {"color": colour, "linewidth": 1.6, "linestyle": dashes}
+                axes.plot(*points.T, **styles[name])
+                if name != "border of the basins":
+                    axes.plot(*points[0], "o", color=colour, markersize=4)
+        axes.set(xlim=(0, 1), ylim=(0, 1))
+        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        axes.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
         axes.set_xlabel(f"p: agent 1 plays {actions[0]}", size=9)
         axes.set_ylabel(f"q: agent 2 plays {actions[0]}", size=9)
-        axes.tick_params(labelsize=8, length=2.5, color=MUTED, labelcolor=MUTED)
+        axes.tick_params(labelsize=8, length=0, pad=7, labelcolor=MUTED)
         axes.spines[:].set_color(FAINT)
 
-        side = left + wide + 0.42
-        small = _axes(figure, side + 0.5, bottom + wide - 1.45, 1.1, 1.1)
+        small = _axes(figure, left + wide + 1.05, bottom + wide - 1.35, 1.1, 1.1)
         _payoff_table(small, table, float(values.max()), size=11)
         small.set_xticks([0.5, 1.5], actions, size=7.5)
         small.set_yticks([0.5, 1.5], actions, size=7.5)
         small.xaxis.tick_top()
         small.tick_params(length=0)
-        y = bottom + wide - 1.85
-        lines = []
-        for corner in reached:
-            share = float(np.mean(nearest == corner))
-            lines.append((shade[corner], f"{100 * share:.0f} % of starts end at {values[corner]:g}"))
-        for colour, text in lines:
-            swatch = _axes(figure, side, y, 0.2, 0.16)
-            swatch.set(xticks=[], yticks=[], facecolor=colour)
-            swatch.spines[:].set_color(MUTED)
-            figure.text((side + 0.3) / (left + wide + 2.35), (y + 0.08) / height, text, va="center",
-                        size=8.5)  # fmt: skip
-            y -= 0.26
-        if title:
-            figure.text(left / (left + wide + 2.35), 1 - 0.12 / height, title, size=11,
-                        weight="bold", va="top")  # fmt: skip
-    csv_rows: list[list[Any]] = []
-    flow = _gradient(table, grid).reshape(-1, 2)
-    for point, d, corner in zip(grid.reshape(-1, 2), flow, nearest.ravel(), strict=True):
-        csv_rows.append(["grid", 0, *point, *d, values[corner]])
-    for kind, group in (
-        ("separatrix", [separatrix]), ("flow", flows), ("trajectory", measured),
-    ):  # fmt: skip
-        for number, path_points in enumerate(group):
-            csv_rows.extend([kind, number, p, q, "", "", ""] for p, q in path_points)
+        swatch = {"marker": "s", "markersize": 11, "markeredgecolor": MUTED, "linestyle": ""}
+        handles = [
+            Line2D([], [], **swatch, color=tuple(shades[corner]), label=_share(basin == corner, value))
+            for corner, value in zip(reached, values[reached], strict=True)
+        ]
+        for name, style in styles.items():
+            handles.append(
+                Line2D([], [], label=name, **{**style, "markersize": 9 + 4 * ("best" in name)})
+            )
+        figure.legend(
+            handles=handles, loc="upper left", frameon=False, fontsize=8.5, labelspacing=0.75,
+            bbox_to_anchor=((left + wide + 0.3) / width, (bottom + wide - 1.6) / height),
+        )  # fmt: skip
+        _frame(figure, title, "")
+    csv_rows: list[list[Any]] = [
+        ["grid", 0, *point, *velocity, values[corner]]
+        for point, velocity, corner in zip(
+            grid.reshape(-1, 2), _gradient(table, grid).reshape(-1, 2), basin.ravel(), strict=True
+        )
+    ]
+    for kind, paths in (("border", [border]), ("flow", flows), ("measured", measured)):
+        for number, points in enumerate(paths):
+            csv_rows.extend([kind, number, p, q, "", "", ""] for p, q in points)
     csv_rows.extend(["equilibrium", c, *corners[c], 0, 0, values[c]] for c in stable)
     return _twin(path, ["kind", "number", "p", "q", "dp", "dq", "end_value"], csv_rows)
 
@@ -446,9 +439,7 @@ def table(
         columns = _distinct(name for row in rows if isinstance(row, Mapping) for name in row)
     cells: list[list[Any]] = []
     for row in rows:
-        cells.append(
-            [row.get(name) for name in columns] if isinstance(row, Mapping) else list(row)
-        )
+        cells.append([row.get(name) for name in columns] if isinstance(row, Mapping) else list(row))
         require(
             len(cells[-1]) == len(columns),
             f"table: a row has {len(cells[-1])} cells for {len(columns)} columns.",
@@ -470,7 +461,11 @@ def table(
 
 # --- the flow of a 2x2 game -----------------------------------------------------------------------
 
-_BASINS = ("#cfe3f3", "#f1e7da", "#e7e9eb", "#f6f6f6")
+
+def _lattice(count: int) -> np.ndarray:
+    """Cell centres of the unit square, ``[q, p, 2]``."""
+    line = (np.arange(count) + 0.5) / count
+    return np.stack(np.meshgrid(line, line), axis=-1)
 
 
 def _gradient(payoff: np.ndarray, point: np.ndarray) -> np.ndarray:
@@ -484,21 +479,29 @@ def _gradient(payoff: np.ndarray, point: np.ndarray) -> np.ndarray:
 
 
 def _follow(payoff: np.ndarray, point: np.ndarray, steps: int, size: float) -> np.ndarray:
-    """The flow from each point at unit speed (same orbits, no slowing near corners): ``[T, …, 2]``.
+    """Where the flow leads after ``steps`` of length ``size``; backwards if that is negative.
 
-    Midpoint rule. ``size`` negative follows it backwards.
+    At unit speed, by the midpoint rule: the orbits are those of the gradient, and neither the
+    plateau near a corner nor that near the mixed equilibrium slows them.
     """
 
-    def direction(at: np.ndarray) -> np.ndarray:
+    def step(at: np.ndarray, length: float) -> np.ndarray:
         velocity = _gradient(payoff, at)
-        return velocity / np.maximum(np.linalg.norm(velocity, axis=-1, keepdims=True), 1e-300)
+        speed = np.sqrt(velocity[..., 0] ** 2 + velocity[..., 1] ** 2)[..., None]
+        return length * velocity / np.maximum(speed, 1e-300)
 
-    orbit = np.empty((steps + 1, *point.shape))
-    orbit[0] = point
-    for t in range(steps):
-        middle = np.clip(orbit[t] + 0.5 * size * direction(orbit[t]), 0, 1)
-        orbit[t + 1] = np.clip(orbit[t] + size * direction(middle), 0, 1)
-    return orbit
+    for _ in range(steps):
+        middle = np.clip(point + step(point, size / 2), 0, 1)
+        point = np.clip(point + step(middle, size), 0, 1)
+    return point
+
+
+def _orbit(payoff: np.ndarray, starts: np.ndarray, steps: int, size: float) -> np.ndarray:
+    """The flow from each of the starts, ``[K, steps + 1, 2]``."""
+    points = [starts]
+    for _ in range(steps):
+        points.append(_follow(payoff, points[-1], 1, size))
+    return np.stack(points, axis=1)
 
 
 def _mixed(payoff: np.ndarray) -> np.ndarray:
@@ -517,8 +520,8 @@ def _separatrix(payoff: np.ndarray) -> np.ndarray:
     (a, b), (c, d) = payoff
     direction = saddle * (1 - saddle) * [1, -np.sign(a - b - c + d)]
     start = saddle + 1e-4 * np.array([[1], [-1]]) * direction / np.linalg.norm(direction)
-    orbits = _follow(payoff, start, 600, -0.003)
-    return np.concatenate([orbits[::-1, 0], saddle[None], orbits[:, 1]])
+    one, other = _orbit(payoff, start, 600, -0.003)
+    return np.concatenate([one[::-1], saddle[None], other])
 
 
 def _strict(payoff: np.ndarray, corner: int) -> bool:
@@ -540,12 +543,21 @@ def _figure(width: float, height: float, path: str | Path) -> Iterator[Any]:
     path = Path(path)
     require(path.suffix == ".png", f"figures are PNG files; {path.name!r} should end in '.png'.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    style = {"font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
-    with mpl.rc_context({**mpl.rcParamsDefault, **style}):
+    style: Any = {"font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
+    with mpl.rc_context(mpl.rcParamsDefault | style):
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(figure)
         yield figure
         figure.savefig(path, metadata={"Software": None})
+
+
+def _frame(figure: Any, title: str | None, note: str) -> None:
+    """The line above the panels and the one below."""
+    across, up = figure.get_size_inches()
+    if title:
+        figure.text(0.12 / across, 1 - 0.1 / up, title, size=11, weight="bold", va="top")
+    if note:
+        figure.text(0.12 / across, 0.1 / up, note, size=7.5, color=MUTED, va="bottom")
 
 
 def _axes(figure: Any, x: float, y: float, width: float, height: float) -> Any:
@@ -582,7 +594,7 @@ def _cells(
         if size >= 4:
             axes.text(
                 corner + b + 0.5, a + 0.5, _number(value), ha="center", va="center", size=size,
-                color="white" if mass[a, b] > 0.3 else MUTED,
+                color="white" if mass[a, b] > 0.36 else MUTED,
             )  # fmt: skip
         if value == optimum:
             axes.plot(
@@ -613,6 +625,10 @@ def _fitting(value: float, inches: float) -> str:
     return ""
 
 
+def _share(there: np.ndarray, value: float) -> str:
+    return f"{100 * np.mean(there):.0f} % of starts end at {_number(value)}"
+
+
 def _span(counts: Iterable[int], noun: str) -> str:
     low, high = min(counts := list(counts)), max(counts)
     return f"{low}-{high} {noun}s" if low < high else f"{low} {noun}{'s' * (low != 1)}"
@@ -638,7 +654,8 @@ def _cell(value: Any) -> str:
 
 
 def _numeric(value: Any) -> bool:
-    return value is None or isinstance(value, (int, float, np.number))
+    number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return value is None or number
 
 
 def _twin(path: str | Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

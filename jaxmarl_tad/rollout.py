@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool
-from tad_envs import Environment, Observation
 
 from jaxmarl_tad.types import Key, Memory, Policy, State, Transition
+from tad_envs import Environment, Observation
 
 
 class Actors(NamedTuple):

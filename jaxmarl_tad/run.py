@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tad_envs import Environment, make, require
 
 from jaxmarl_tad import programs, sweep
 from jaxmarl_tad.algorithms import algorithm as lookup_algorithm
@@ -24,6 +23,7 @@ from jaxmarl_tad.config import as_dict, leaf_fields
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.sweep import Member, Plan
 from jaxmarl_tad.types import Policy, State
+from tad_envs import Environment, make, require
 
 Game = str | Environment | tuple[str | Environment, dict[str, Any]]
 """An environment, by name or made, or a pair of one and config fields that hold in it alone."""
@@ -184,9 +184,7 @@ def execute(
 ) -> Trained:
     """Run stacked members to the end; ``config.total_steps`` is rounded to whole chunks."""
     for key, value in {"evaluations": evaluations, "episodes": episodes}.items():
-        require(
-            isinstance(value, int) and value >= 1, f"{key}={value!r} must be a positive integer."
-        )
+        require(isinstance(value, int) and value >= 1, f"{key}={value!r} must be a positive integer.")
     require(config.total_steps >= 1, f"total_steps={config.total_steps} must be positive.")
     steps_per_iteration = config.envs * config.steps
     iterations = max(1, round(config.total_steps / steps_per_iteration))
@@ -196,9 +194,7 @@ def execute(
 
     shapes = jax.eval_shape(lambda m: sweep.init_members(make_algorithm, m), stacked)
     number = np.zeros((), np.int32)
-    program, new = programs.compiled(
-        sweep.run_chunk, plan, stacked, shapes, number, donate=(1,)
-    )
+    program, new = programs.compiled(sweep.run_chunk, plan, stacked, shapes, number, donate=(1,))
     began, wall = time.process_time(), time.perf_counter()
     chunk_steps = iterations // evaluations * steps_per_iteration
     line = _Progress(name, len(rows), chunk_steps, evaluations, program, new, progress)

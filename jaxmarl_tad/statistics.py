@@ -11,6 +11,7 @@ Everything is NumPy on the host.
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -65,9 +66,7 @@ def iqm_curve(
     reps: int = 2000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> tuple[
-    Float[np.ndarray, " points"], Float[np.ndarray, " points"], Float[np.ndarray, " points"]
-]:
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """``(iqm, low, high)`` at every point of a curve, each ``[points]``.
 
     Args:
@@ -151,14 +150,14 @@ def _rounded(values: ArrayLike, decimals: int) -> np.ndarray:
     return np.round(runs, decimals) + 0.0  # a rounded -0.0 is 0.0
 
 
-def _trimmed_mean(values: np.ndarray) -> np.ndarray:
+def _trimmed_mean(values: np.ndarray) -> Any:
     """Mean over the last axis without its ⌊n/4⌋ smallest and largest entries."""
     n = values.shape[-1]
     cut = n // 4
     if cut == 0:
         return values.mean(axis=-1)
-    inner = np.partition(values, (cut, n - cut - 1), axis=-1)[..., cut : n - cut]
-    return inner.mean(axis=-1)
+    # a full sort: NumPy's partition is ten times slower on many short rows
+    return np.sort(values, axis=-1)[..., cut : n - cut].mean(axis=-1)
 
 
 def _strata(scores: Scores) -> list[np.ndarray]:

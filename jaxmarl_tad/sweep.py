@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tad_envs import Environment, require
 
 from jaxmarl_tad.config import as_dict
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.train import chunk, init
 from jaxmarl_tad.types import Algorithm, Metrics, State
+from tad_envs import Environment
 
 Make = Callable[[Any, Any], Algorithm]
 """``make(config, source)``: the factory of an algorithm; hashable, since it names a program."""
@@ -44,9 +44,7 @@ class Plan(NamedTuple):
 
 def product(fields: dict[str, list[Any]]) -> list[dict[str, Any]]:
     """All combinations of swept values, the last keyword varying fastest."""
-    return [
-        dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())
-    ]
+    return [dict(zip(fields, values, strict=True)) for values in itertools.product(*fields.values())]
 
 
 def stack(members: Sequence[Member]) -> Member:
@@ -57,7 +55,8 @@ def stack(members: Sequence[Member]) -> Member:
     structure = jax.tree.structure(members[0])
     for member in members[1:]:
         same = jax.tree.structure(member) == structure and member.env.spec == members[0].env.spec
-        require(same, _difference(members[0], member))
+        if not same:
+            raise ValueError(_difference(members[0], member))
     columns = zip(*(jax.tree.leaves(member) for member in members), strict=True)
     return jax.tree.unflatten(structure, [_column(values) for values in columns])
 
@@ -87,9 +86,7 @@ def _difference(a: Member, b: Member) -> str:
     return f"members of one run must have equal static fields; these differ: {', '.join(fields)}."
 
 
-def run_chunk(
-    plan: Plan, members: Member, state: State, number: Any
-) -> tuple[State, Metrics]:
+def run_chunk(plan: Plan, members: Member, state: State, number: Any) -> tuple[State, Metrics]:
     """One chunk of every member; chunk 0 also makes the state (what is passed then is ignored)."""
 
     def fresh() -> State:

@@ -13,6 +13,7 @@ V(next).
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
 from tad_envs import Real
 
 

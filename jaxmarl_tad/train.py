@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
-from tad_envs import require
 
 from jaxmarl_tad.types import Algorithm, Key, Metrics, Policy, State
+from tad_envs import require
 
 Evaluate = Callable[[Policy, Key], dict[str, Array]]
 """``evaluate(policy, key)``: scalars that describe the greedy policy."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 from jaxtyping import Array, Bool, Float, Shaped
+
 from tad_envs import Observation, Real
 
 Key = jax.Array

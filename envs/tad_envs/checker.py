@@ -33,10 +33,10 @@ class _Trace(NamedTuple):
 def check(env: Environment, key: jax.Array | None = None, steps: int | None = None) -> None:
     """Raise a ``ValueError`` of one sentence for the first promise that ``env`` breaks.
 
-    Checked: sizes, dtypes and weak types against ``env.spec`` and between steps; the claim of one-hot
-    features; a legal action for every agent alive; finite numbers, also past the end;
-    ``terminated`` and ``truncated`` exclusive, and one of them within the horizon; determinism in the
-    key; ``vmap`` equal to a loop; and for finite games ``starts``, ``outcomes`` and ``observe``
+    Checked: sizes, dtypes and weak types against ``env.spec`` and between steps; the claim of
+    one-hot features; a legal action for every agent alive; finite numbers, also past the end;
+    ``terminated`` and ``truncated`` exclusive, and one of them within the horizon; determinism in
+    the key; ``vmap`` equal to a loop; and for finite games ``starts``, ``outcomes`` and ``observe``
     consistent with ``reset`` and ``step``.
 
     Args:
@@ -59,11 +59,12 @@ def check(env: Environment, key: jax.Array | None = None, steps: int | None = No
     require(
         _equal(trace, again, tolerance=0.0), f"{who}: the same key gave two different episodes."
     )
-    short = min(steps, _COMPARED)
-    batch = _host(_episodes(env, keys, short))
-    loop = [_host(_episode(env, key, short)) for key in keys]
+    loop = [_beginning(_host(_episode(env, k, steps)), axis=0) for k in keys]
     alone = jax.tree.map(lambda *x: np.stack(x), *loop)
-    require(_equal(batch, alone, _TOLERANCE), f"{who}: vmap and a loop give different episodes.")
+    require(
+        _equal(_beginning(trace, axis=1), alone, _TOLERANCE),
+        f"{who}: vmap and a loop give different episodes.",
+    )
     if finite.enumerable(env):
         _check_model(who, env, trace)
 
@@ -100,6 +101,13 @@ def _host(tree: Any) -> Any:
         return jax.random.key_data(x) if is_key else x
 
     return jax.device_get(jax.tree.map(plain, tree))
+
+
+def _beginning(trace: _Trace, axis: int) -> tuple:
+    """The start and the first few steps."""
+    cut = (slice(None),) * axis + (slice(_COMPARED),)
+    steps = (trace.action, trace.following, trace.step)
+    return trace.first_state, trace.first, jax.tree.map(lambda x: x[cut], steps)
 
 
 def _random_action(spec: Spec, key: jax.Array, observation: Observation) -> jax.Array:
@@ -205,9 +213,7 @@ def _check_ends(who: str, spec: Spec, step: TimeStep, steps: int) -> None:
     )
     if steps >= spec.horizon:
         ended = (step.terminated | step.truncated)[:, : spec.horizon].any(axis=1)
-        require(
-            bool(ended.all()), f"{who}: an episode is longer than spec.horizon={spec.horizon}."
-        )
+        require(bool(ended.all()), f"{who}: an episode is longer than spec.horizon={spec.horizon}.")
         early = step.truncated[:, : spec.horizon - 1].any()
         require(
             spec.terminates or not early,
@@ -245,9 +251,7 @@ def _check_model(who: str, env: Environment, trace: _Trace) -> None:
     episodes = len(jax.tree.leaves(trace.first_state)[0])
     repeated = jax.tree.map(lambda x: np.broadcast_to(x, (episodes, *x.shape)), starts)
     _check_distribution(who, "starts", repeated[0])
-    require(
-        _is_among(trace.first_state, *repeated), f"{who}: reset led to a state not in starts."
-    )
+    require(_is_among(trace.first_state, *repeated), f"{who}: reset led to a state not in starts.")
     probability, states, rewards, terminated = outcomes
     _check_distribution(who, "outcomes", probability)
     reached = (following, step.reward, step.terminated)
@@ -270,7 +274,7 @@ def _check_distribution(who: str, name: str, probability: np.ndarray) -> None:
 
 
 def _is_among(value: Any, probability: np.ndarray, alternatives: Any) -> bool:
-    """Whether each ``value [B, ...]`` is one of its ``alternatives [B, K, ...]`` of positive probability."""
+    """Whether each ``value [B, ...]`` is a possible one of its ``alternatives [B, K, ...]``."""
     same = probability > 0
     for one, many in zip(jax.tree.leaves(value), jax.tree.leaves(alternatives), strict=True):
         one, many = np.asarray(one, np.float64)[:, None], np.asarray(many, np.float64)

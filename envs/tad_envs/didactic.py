@@ -1,14 +1,15 @@
 """Small sequential games from the papers on value decomposition, each with a known optimum."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tad_envs import finite
-from tad_envs.struct import Real, require, struct
+from tad_envs.struct import AnyArray, Real, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, State, TimeStep
-from typing import NamedTuple
 
 
 @struct
@@ -17,8 +18,8 @@ class GaussianSqueeze:
 
     ``s_i ~ U(0, 2)``, seen by agent i alone; actions ``a_i`` in 0..10; one step that pays
     ``x exp(-(x - target)^2 / width)`` with ``x = sum_i s_i a_i / K``, plus, with ``multi_domain``,
-    ``x exp(-(x - 5)^2)``. With the defaults no episode pays more than 8.008 (5.05 from the second term
-    alone). Not finite: the weights are continuous.
+    ``x exp(-(x - 5)^2)``. With the defaults no episode pays more than 8.008. Not finite: the
+    weights are continuous.
     """
 
     target: Real = 8.0
@@ -30,7 +31,7 @@ class GaussianSqueeze:
     def __post_init__(self) -> None:
         require(self.n_agents >= 1, f"n_agents={self.n_agents} must be at least 1.")
         if finite.scalar_check(self.width):
-            require(self.width > 0, f"width={float(self.width):g} must be positive.")
+            require(float(self.width) > 0, f"width={float(self.width):g} must be positive.")
 
     @property
     def spec(self) -> Spec:
@@ -72,7 +73,7 @@ class TwoStep:
     values choose the safe 7. The state is the index of three, one-hot for everybody.
     """
 
-    payoffs: Float[Array, "2 2 2"]
+    payoffs: Float[AnyArray, "2 2 2"]
     name: str = ""
 
     @property
@@ -177,13 +178,13 @@ class Mmdp:
 class MStep:
     """m-step game of MAVEN (Mahajan et al. 2019): commit to a joint action, then repeat it.
 
-    The first joint action selects a branch: (0, 0) or (1, 1); it and each repetition pay 1, anything
-    else pays 0 and ends. After (0, 0) the last step is a stage game, ``last``, whose ``(1, 1)`` pays 4.
-    Optimum ``steps + 3``; staying with (1, 1) earns ``steps``. Everybody sees the one-hot of branch
-    and step.
+    The first joint action selects a branch: (0, 0) or (1, 1); it and each repetition pay 1,
+    anything else pays 0 and ends. After (0, 0) the last step is a stage game, ``last``, whose
+    ``(1, 1)`` pays 4. Optimum ``steps + 3``; staying with (1, 1) earns ``steps``. Everybody sees
+    the one-hot of branch and step.
     """
 
-    last: Float[Array, "2 2"]
+    last: Float[AnyArray, "2 2"]
     """Payoff of the last step of branch (0, 0)."""
     steps: int = 10
     name: str = ""

@@ -28,8 +28,8 @@ def number(value: Any, name: str) -> Any:
 def scalar_check(value: Any) -> bool:
     """Whether a leaf is one host number of an unstacked environment, so that rules apply to it.
 
-    A bare ``int`` is let through unseen: ``jax.tree.map(lambda _: 0, env)`` builds environments whose
-    leaves are axes of ``vmap``.
+    A bare ``int`` is let through unseen: ``jax.tree.map(lambda _: 0, env)`` builds environments
+    whose leaves are axes of ``vmap``.
     """
     return isinstance(value, (float, np.ndarray, np.generic)) and np.ndim(value) == 0
 
@@ -39,9 +39,7 @@ def one_hot(index: Int[Array, "..."], width: int) -> Float[Array, "... width"]:
     return (jnp.arange(width) == jnp.asarray(index)[..., None]).astype(jnp.float32)
 
 
-def common_view(
-    feature: Float[Array, "S"], legal: Bool[Array, "N A"]
-) -> Observation:
+def common_view(feature: Float[Array, "S"], legal: Bool[Array, "N A"]) -> Observation:
     """The observation of a game in which every agent sees the whole state."""
     agents = legal.shape[0]
     return Observation(
@@ -68,7 +66,7 @@ def choose(key: Key, probabilities: Float[Array, "K"], tree: _Tree) -> _Tree:
     if probabilities.shape[0] == 1:
         return jax.tree.map(lambda x: x[0], tree)
     below = jnp.cumsum(probabilities)
-    # Scaled by the total, whose rounding error could otherwise select an alternative of probability 0.
+    # Scaled by the total, whose rounding could otherwise select an alternative of probability 0.
     index = jnp.sum(jax.random.uniform(key) * below[-1] >= below)
     return jax.tree.map(lambda x: x[index], tree)
 
@@ -99,7 +97,7 @@ def advance(
     action: Action,
     expired: Callable[[State], Bool[Array, ""]] = never,
 ) -> tuple[State, TimeStep]:
-    """``step`` of a finite game: draw an outcome. ``expired(state)`` tells that time has run out."""
+    """``step`` of a finite game: draw an outcome; ``expired(state)`` tells that time is over."""
     probabilities, *stacked = env.outcomes(state, action)
     state, reward, terminated = choose(key, probabilities, tuple(stacked))
     truncated = expired(state) & ~terminated

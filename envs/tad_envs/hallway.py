@@ -1,8 +1,8 @@
 """Hallways: several steps of agreement, with a safer and worse exit next to every one of them.
 
 :class:`Hallway` is a fully observed multi-step trap: agents share one position. At every cell, all
-going forward leads on, to ``+5`` from the last one; all stopping ends at once with ``+4``. The outcome
-follows the reported behaviour of TAD (arXiv 2207.11143), whose optimum is 5 and local optimum 4.
+going forward leads on, to ``+5`` from the last one; all stopping ends at once with ``+4``. It has
+the optimum of 5 and the local optimum of 4 that are reported for TAD (arXiv 2207.11143).
 
 :class:`Meet` is the partially observed hallway of NDQ (Wang et al. 2020): each agent walks its own
 chain, sees only its own position, and all must arrive in the same step.
@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tad_envs import finite
-from tad_envs.struct import Real, concrete, require, struct
+from tad_envs.struct import AnyArray, Real, concrete, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, State, TimeStep
 
 FORWARD, STOP, WAIT = 0, 1, 2
@@ -34,9 +34,9 @@ class Hallway:
     ends; nobody forward but somebody waiting pays 3 and ends; some but not all forward pays
     ``-penalty`` and ends. Everybody sees the one-hot position.
 
-    With two actions a trap for independent policy gradient from ``length`` 2 on; with waiting, already
-    at length 1, and for VDN and QMIX too. ``length``, ``penalty`` and ``waiting`` are leaves, so that
-    one program runs all of them up to ``max_length``.
+    With two actions a trap for independent policy gradient from ``length`` 2 on; with waiting,
+    already at length 1, and for VDN and QMIX too. ``length``, ``penalty`` and ``waiting`` are
+    leaves, so that one program runs all of them up to ``max_length``.
     """
 
     length: Real
@@ -55,18 +55,18 @@ class Hallway:
         require(self.n_agents >= 2, f"n_agents={self.n_agents} must be at least 2.")
         if finite.scalar_check(self.length):
             require(
-                float(self.length).is_integer() and 1 <= self.length <= self.max_length,
+                float(self.length).is_integer() and 1 <= float(self.length) <= self.max_length,
                 f"length={float(self.length):g} must be a whole number from 1 to "
                 f"max_length={self.max_length}.",
             )
         if finite.scalar_check(self.penalty):
             require(
-                0 <= self.penalty < np.inf,
+                0 <= float(self.penalty) < np.inf,
                 f"penalty={float(self.penalty):g} must be finite and not negative.",
             )
         if finite.scalar_check(self.waiting):
             require(
-                self.waiting in ((0, 1) if self.n_actions == 3 else (0,)),
+                float(self.waiting) in ((0, 1) if self.n_actions == 3 else (0,)),
                 f"waiting={float(self.waiting):g} must be 0, or 1 with n_actions=3.",
             )
 
@@ -146,7 +146,7 @@ def _hallway(length, max_length, penalty, waiting, n_agents, n_actions) -> Hallw
     if max_length is None:
         require(concrete(length), "max_length is needed where length is traced.")
         require(
-            float(length).is_integer() and length >= 1,
+            float(length).is_integer() and float(length) >= 1,
             f"length={float(length):g} must be a whole number, at least 1.",
         )
         max_length = int(length)
@@ -173,9 +173,9 @@ class Walk(NamedTuple):
 class Meet:
     """Agents on chains of their own must reach cell 0 in the same step (hallway of NDQ).
 
-    Agent i starts uniformly in ``1..lengths[i]`` and stays, goes left (towards 0) or right (up to its
-    length). All at 0 pays 10 and ends; some but not all at 0 pays 0 and ends. Time runs out after
-    ``max_length + 10`` steps, which truncates: it is a clock, not a part of the task.
+    Agent i starts uniformly in ``1..lengths[i]`` and stays, goes left (towards 0) or right (up to
+    its length). All at 0 pays 10 and ends; some but not all at 0 pays 0 and ends. Time runs out
+    after ``max_length + 10`` steps, which truncates: it is a clock, not a part of the task.
 
     An agent sees its own position only. A joint policy reaches 10, and so does a decentralised one
     with memory or with ``clock``: walk to cell 1, wait until everybody has had time to, step
@@ -183,7 +183,7 @@ class Meet:
     at cell 1, so that its value is below that of :func:`tad_envs.solve`, which is a joint policy's.
     """
 
-    lengths: Int[Array, "N"]
+    lengths: Int[AnyArray, "N"]
     """Last cell of each agent's chain, in ``[1, max_length]``."""
     max_length: int
     clock: bool = False
@@ -231,7 +231,7 @@ class Meet:
         return self._cells**agents if self._joint_code else self._cells * agents
 
     def starts(self) -> tuple[Float[Array, "K"], Walk]:
-        """All combinations of cells from 1 to ``max_length``; those beyond a chain have probability 0."""
+        """All cells from 1 to ``max_length``; those beyond an agent's chain have probability 0."""
         agents = self.lengths.shape[0]
         grid = np.indices((self.max_length,) * agents).reshape(agents, -1).T + 1
         position = jnp.asarray(grid, jnp.int32)

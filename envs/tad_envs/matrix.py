@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tad_envs import finite
-from tad_envs.struct import Real, concrete, require, struct
+from tad_envs.struct import AnyArray, Real, concrete, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, State, TimeStep
 
 Payoff = Any
-"""A payoff tensor with one axis per agent: an array (host or traced), or nested lists of numbers."""
+"""A payoff tensor with one axis per agent: a host or traced array, or nested lists of numbers."""
 
 
 @struct
@@ -28,18 +28,19 @@ class MatrixGame:
     The state is that index, ``[]`` int32.
     """
 
-    payoff: Float[Array, "..."]
+    payoff: Float[AnyArray, "..."]
     """Payoff of each joint action; as many axes as agents, all of one (padded) length."""
-    actions: Int[Array, "N"]
+    actions: Int[AnyArray, "N"]
     """How many of the actions each agent may take; the rest is padding."""
     repeats: int = 1
     name: str = ""
 
     def __post_init__(self) -> None:
         require(self.repeats >= 1, f"repeats must be at least 1, not {self.repeats}.")
-        unstacked = isinstance(self.actions, np.ndarray) and self.actions.ndim == 1
-        if unstacked and isinstance(self.payoff, np.ndarray):
-            _check_payoff(self.payoff, self.actions)
+        payoff, actions = self.payoff, self.actions
+        # Where actions has two axes, games are stacked.
+        if isinstance(payoff, np.ndarray) and isinstance(actions, np.ndarray) and actions.ndim == 1:
+            _check_payoff(payoff, actions)
 
     @property
     def spec(self) -> Spec:
@@ -58,7 +59,7 @@ class MatrixGame:
         return finite.certain(jnp.zeros((), jnp.int32))
 
     def observe(self, state: State) -> Observation:
-        """The step index (after the end: that of the last step) and the actions that are not padding."""
+        """The step index (after the end that of the last step); padding is not legal."""
         feature = finite.one_hot(jnp.minimum(state, self.repeats - 1), self.repeats)
         legal = jnp.arange(self.spec.n_actions) < jnp.asarray(self.actions)[:, None]
         return finite.common_view(feature, legal)
@@ -66,7 +67,7 @@ class MatrixGame:
     def outcomes(
         self, state: State, action: Action
     ) -> tuple[Float[Array, "1"], State, Float[Array, "1"], Bool[Array, "1"]]:
-        """The payoff of the joint action; an action that is padding counts as the last legal one."""
+        """The payoff of the joint action; padding counts as the last legal action."""
         legal_action = jnp.minimum(action, jnp.asarray(self.actions) - 1)
         index = finite.joint_index(legal_action, self.spec.n_actions)
         reward = jnp.asarray(self.payoff, jnp.float32).reshape(-1)[index]
@@ -91,7 +92,7 @@ def _check_payoff(payoff: np.ndarray, actions: np.ndarray) -> None:
     )
     require(
         payoff.ndim == len(actions),
-        f"payoff has {payoff.ndim} axes but actions names {len(actions)} agents; expected one axis each.",
+        f"payoff has {payoff.ndim} axes; expected {len(actions)}, one per entry of actions.",
     )
     require(
         len(set(shape)) == 1,
@@ -104,7 +105,10 @@ def _check_payoff(payoff: np.ndarray, actions: np.ndarray) -> None:
     bad = np.argwhere(~np.isfinite(payoff))
     if len(bad):
         where = tuple(int(i) for i in bad[0])
-        require(False, f"payoff[{', '.join(map(str, where))}] is {payoff[where]}; expected a number.")
+        require(
+            False,
+            f"payoff[{', '.join(map(str, where))}] is {payoff[where]}; expected a finite number.",
+        )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -131,9 +135,7 @@ def custom(payoff: Payoff, *, repeats: int = 1, pad_to: int | None = None) -> Ma
         f"pad_to={pad_to} is less than the {max(table.shape)} actions of the payoff.",
     )
     padded = np.pad(table, [(0, width - size) for size in table.shape])
-    return MatrixGame(
-        payoff=padded, actions=np.asarray(table.shape, np.int32), repeats=repeats
-    )
+    return MatrixGame(payoff=padded, actions=np.asarray(table.shape, np.int32), repeats=repeats)
 
 
 def _as_table(payoff: Any) -> np.ndarray:
@@ -155,7 +157,7 @@ class Game(NamedTuple):
 PAYOFFS: dict[str, Game] = {
     "tad": Game(
         [[10, -30, 0], [-30, 5, 4], [0, 0, 1]],
-        "The 10-against-1..5 game that reproduces the outcomes reported for TAD (arXiv 2207.11143): "
+        "A game with the outcomes reported for TAD (arXiv 2207.11143), whose table is not public: "
         "independent learners end at 5, factored values at 1, a sequential policy at 10.",
     ),
     "t2": Game(
@@ -262,25 +264,25 @@ PAYOFFS: dict[str, Game] = {
 
 
 def penalty(*, k: Real = -100.0, repeats: int = 1, pad_to: int | None = None) -> MatrixGame:
-    """Penalty game (Claus and Boutilier 1998): both optima of 10 lie next to the penalty ``k <= 0``."""
+    """Penalty game (Claus and Boutilier 1998): both optima of 10 lie next to the penalty ``k``."""
     k = _number(k, "k")
     return custom([[k, 0, 10], [0, 2, 0], [10, 0, k]], repeats=repeats, pad_to=pad_to)
 
 
 def stag_hunt(
     *,
-    r: Real = 0.0,
-    s: Real = 10.0,
+    R: Real = 0.0,
+    S: Real = 10.0,
     c: Real = 5.0,
     repeats: int = 1,
     pad_to: int | None = None,
 ) -> MatrixGame:
-    """Common-payoff stag hunt: ``r`` if both take action 0, ``s`` if both take 1, ``-c`` otherwise.
+    """Common-payoff stag hunt: ``R`` if both take action 0, ``S`` if both take 1, ``-c`` otherwise.
 
-    There is no canonical common-payoff form; ``r=0, s=10, c=5`` is ``matrix/note001``.
+    There is no canonical common-payoff form; ``R=0, S=10, c=5`` is ``matrix/note001``.
     """
-    r, s, c = _number(r, "r"), _number(s, "s"), _number(c, "c")
-    return custom([[r, -c], [-c, s]], repeats=repeats, pad_to=pad_to)
+    R, S, c = _number(R, "R"), _number(S, "S"), _number(c, "c")
+    return custom([[R, -c], [-c, S]], repeats=repeats, pad_to=pad_to)
 
 
 def permutation(*, n: int = 4, repeats: int = 1) -> MatrixGame:
@@ -294,8 +296,8 @@ def permutation(*, n: int = 4, repeats: int = 1) -> MatrixGame:
 def hatrpo(*, n: int = 4, repeats: int = 1) -> MatrixGame:
     """1 only where the first half of the agents plays 0 and the second 1, or the reverse.
 
-    HATRPO (Kuba et al. 2022), proposition on parameter sharing: the best policy common to all agents
-    earns ``2 / 2**n``.
+    HATRPO (Kuba et al. 2022), proposition on parameter sharing: the best policy common to all
+    agents earns ``2 / 2**n``.
     """
     require(n >= 2 and n % 2 == 0, f"n={n} must be even and at least 2.")
     require(n <= 16, f"n={n} must be at most 16: the payoff has 2 to the n entries.")

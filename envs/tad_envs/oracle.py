@@ -38,7 +38,7 @@ class Solution(NamedTuple):
     starts: np.ndarray
     """``[S]``: probability of starting there."""
     equilibria: list[tuple[tuple[int, ...], float]]
-    """Strict pure equilibria of the stage game of the start: joint actions and their values, best first.
+    """Strict pure equilibria of the start's stage game: joint actions and values, best first.
 
     The stage game pays the reward plus the optimal value of what follows. Empty where the start is
     random. They are where learners that improve one agent at a time may end.
@@ -93,9 +93,10 @@ def optimal(returns: Any, value: float) -> np.ndarray:
 
 
 def strict_equilibria(payoff: Any) -> list[tuple[tuple[int, ...], float]]:
-    """Strict pure equilibria of a common-payoff tensor ``[A] * N``: joint actions and payoffs, best first.
+    """Strict pure equilibria of a common payoff ``[A] * N``: joint actions and payoffs, best first.
 
-    At a strict equilibrium every agent loses by deviating alone. Entries of ``-inf`` are not available.
+    At a strict equilibrium every agent loses by deviating alone. Entries of ``-inf`` cannot be
+    played.
     """
     table = np.asarray(payoff, np.float64)
     strict = np.isfinite(table)
@@ -108,7 +109,7 @@ def strict_equilibria(payoff: Any) -> list[tuple[tuple[int, ...], float]]:
 
 
 def equilibrium_values(env: Environment, gamma: float = 1.0) -> list[float]:
-    """Values of :func:`solve`'s equilibria, best first: 5 and 4 for the hallway, 11 and 7 for climbing."""
+    """Values of :func:`solve`'s equilibria, best first: 5 and 4 for the hallway."""
     return [value for _, value in solve(env, gamma).equilibria]
 
 
@@ -136,7 +137,7 @@ def _starts(env: Any) -> Any:
 
 @jax.jit
 def _expand(env: Any, states: State, joint: jax.Array) -> Any:
-    """Outcomes ``[S, J, K]`` of every joint action, legal actions ``[S, N, A]`` and turns ``[S]``."""
+    """Outcomes ``[S, J, K]`` of all joint actions, legal actions ``[S, N, A]``, turns ``[S]``."""
     turn = getattr(env, "turn", lambda state: jnp.zeros((), jnp.int32))
     each_action = jax.vmap(env.outcomes, in_axes=(None, 0))
     outcomes = jax.vmap(each_action, in_axes=(0, None))(states, joint)
@@ -189,7 +190,9 @@ def _expand_wave(env, wave, batch, joint, index, found) -> tuple[np.ndarray, ...
     following.reshape(-1)[cells] = places
     # Kept on the host, because 1/3 in float32 would limit the precision of the whole solution.
     power = np.asarray(getattr(env, "discount_powers", (1.0,)), np.float64)[turn]
-    return allowed, p.astype(np.float64), following, reward.astype(np.float64), goes_on, power
+    # In float32 a distribution sums to 1 only up to rounding, which would scale the rewards.
+    p = p.astype(np.float64) / p.astype(np.float64).sum(axis=-1, keepdims=True)
+    return allowed, p, following, reward.astype(np.float64), goes_on, power
 
 
 def _allowed(legal: np.ndarray, joint: np.ndarray) -> np.ndarray:

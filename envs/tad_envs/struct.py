@@ -23,8 +23,11 @@ import jax
 import numpy as np
 from jaxtyping import AbstractArray
 
-Real = float | jax.Array
-"""A number that a study may vary: a Python float, a numpy scalar, or a traced array of rank 0."""
+Real = float | int | np.ndarray | jax.Array
+"""A number that a study may vary: a Python number, a numpy scalar, or a traced array of rank 0."""
+
+AnyArray = jax.Array | np.ndarray
+"""An array that is numpy until it is traced: the kind of a leaf, as in ``Float[AnyArray, "N"]``."""
 
 _T = TypeVar("_T")
 _HOST_FIELDS = ("name",)
@@ -96,6 +99,8 @@ def struct(cls: type[_T]) -> type[_T]:
 
     setattr(cls, "__post_init__", __post_init__)  # noqa: B010
     made: Any = dataclasses.dataclass(frozen=True, kw_only=True, eq=False, repr=True)(cls)
+    # jax also fills records with axes and sentinels: checkers that wrap constructors must allow it.
+    made.__init__.__no_type_check__ = True
     names = [field.name for field in dataclasses.fields(made)]
     leaves = [n for n in names if n in leaf_fields(made)]
     jax.tree_util.register_dataclass(
@@ -125,7 +130,7 @@ def concrete(*values: Any) -> bool:
     return all(isinstance(value, kinds) for value in values)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 

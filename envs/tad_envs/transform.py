@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tad_envs import finite
-from tad_envs.struct import Nested, Real, lookup, require, struct
+from tad_envs.struct import AnyArray, Nested, Real, lookup, require, struct
 from tad_envs.types import (
     Action,
     Environment,
@@ -59,9 +59,9 @@ class Sequential:
     """The game as a single-agent one of ``N`` times the horizon.
 
     The one agent sees the game's ``state``, the actions chosen in this block (``N * A``, one-hot by
-    agent, zeros where not yet chosen) and who is to choose (``N``, one-hot). Legal actions are those
-    of the agent to choose. The reward of a block is paid in its last step, and only there can the
-    episode end. Finite if the game is.
+    agent, zeros where not yet chosen) and who is to choose (``N``, one-hot). Legal actions are
+    those of the agent to choose. The reward of a block is paid in its last step, and only there can
+    the episode end. Finite if the game is.
 
     A learner discounts what follows a step by ``gamma ** info["discount_power"]`` (and its trace by
     ``lam`` to the same power).
@@ -219,19 +219,19 @@ class Unfolded(NamedTuple):
 
 
 def unfold(
-    reward: Float[Array, "T ..."],
-    terminated: Bool[Array, "T ..."],
-    truncated: Bool[Array, "T ..."],
+    reward: Float[AnyArray, "T ..."],
+    terminated: Bool[AnyArray, "T ..."],
+    truncated: Bool[AnyArray, "T ..."],
     n: int,
     gamma: Real,
     lam: Real,
     discount: Discount = "block",
 ) -> Unfolded:
-    """A time-major trajectory of the game as one of virtual steps, ``[T, ...]`` to ``[T * n, ...]``.
+    """A time-major trajectory as one of virtual steps, ``[T, ...]`` to ``[T * n, ...]``.
 
     Reward and end of a block belong to its last virtual step. With ``"block"``, ``(gamma, lam)`` is
-    ``(1, 1)`` inside a block and as given at its end, so that the advantage at the first virtual step
-    is the ordinary one of the team; with ``"fractional"`` both are taken to the power ``1/n``.
+    ``(1, 1)`` inside a block and as given at its end, so that the advantage at the first virtual
+    step is the ordinary one of the team; with ``"fractional"`` both are taken to the power ``1/n``.
     """
     powers = np.asarray(_powers(n, discount), np.float32)
     last = np.arange(n) == n - 1

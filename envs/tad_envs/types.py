@@ -60,7 +60,7 @@ class Spec(NamedTuple):
     """Action dimensions per agent; 0 if actions are discrete."""
     discrete: bool = True
     one_hot: bool = False
-    """Every row of ``agents`` and the ``state`` are one-hot: tables can be gathered at the argmax."""
+    """Every row of ``agents`` and the ``state`` are one-hot: tables are gathered at the argmax."""
     terminates: bool = True
     """Whether an episode can end by itself, rather than only by the clock."""
     order_dependent: bool = False
@@ -90,7 +90,10 @@ class Environment(Protocol):
         ...
 
     def step(self, key: Key, state: State, action: Action) -> tuple[State, TimeStep]:
-        """Advance by one joint action. Never resets; stepping past the end is finite. Consumes ``key``."""
+        """Advance by one joint action. Consumes ``key``.
+
+        Never resets; stepping past the end is finite.
+        """
         ...
 
 
@@ -98,8 +101,7 @@ class Environment(Protocol):
 class FiniteEnvironment(Environment, Protocol):
     """A game whose states can be enumerated, so that :func:`tad_envs.solve` is exact.
 
-    The state holds whatever clock cuts the episode off: no state lies ``spec.horizon`` or more steps
-    from a start without having ended.
+    The state holds the clock that cuts the episode off, where there is one.
     """
 
     def observe(self, state: State) -> Observation:
@@ -113,5 +115,5 @@ class FiniteEnvironment(Environment, Protocol):
     def outcomes(
         self, state: State, action: Action
     ) -> tuple[Float[Array, "K"], State, Float[Array, "K"], Bool[Array, "K"]]:
-        """What a joint action may lead to: probabilities, next states, rewards, terminated; all ``[K]``."""
+        """What may follow: probabilities, next states, rewards, terminated; all ``[K]``."""
         ...

@@ -4,12 +4,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-from tad_envs import Spec, lookup, require
-
 from jaxmarl_tad.algorithms.joint import tad_ppo
 from jaxmarl_tad.algorithms.policy import ppo
 from jaxmarl_tad.config import config_of
 from jaxmarl_tad.sweep import Make
+from tad_envs import Spec, lookup, require
 
 
 class Method(NamedTuple):

@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-from tad_envs import Spec, require
 
 from jaxmarl_tad.types import Key, Memory, Params
+from tad_envs import Spec, require
 
 Kind = Literal["auto", "table", "mlp"]
 Remember = Literal["none", "gru"]
@@ -58,9 +58,7 @@ def network(
         return jnp.zeros(width) if recurrent else ()
 
     shapes = jax.eval_shape(
-        lambda: module.init(
-            jax.random.key(0), jnp.zeros(width) if recurrent else (), jnp.zeros(inputs)
-        )
+        lambda: module.init(jax.random.key(0), jnp.zeros(width) if recurrent else (), jnp.zeros(inputs))
     )
     return Net(
         init=lambda key: draw(key, shapes, gain),

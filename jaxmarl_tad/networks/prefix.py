@@ -40,8 +40,25 @@ class Head(NamedTuple):
 
 
 def table_rows(states: int, agents: int, actions: int, identity: bool) -> int:
-    """Rows of a table over (reader if ``identity``, state, choices so far)."""
-    return (agents if identity else 1) * states * (actions + 1) ** agents
+    """Rows of a table over (reader if ``identity``, state, choices of the others so far)."""
+    return (agents if identity else 1) * states * (actions + 1) ** (agents - 1)
+
+
+def table_row(
+    state: Int[Array, ""], agent: Int[Array, ""], code: Int[Array, ""], agents: int, actions: int
+) -> Int[Array, ""]:
+    """The row, among an agent's own, for a state and the sum of the tokens of those before it.
+
+    The code has one digit per agent in base A + 1, 0 for who has not chosen. The reader's own digit
+    is always 0 and is cut out.
+    """
+    place = _places(agents, actions)[agent]
+    others = code % place + code // (place * (actions + 1)) * place
+    return state * (actions + 1) ** (agents - 1) + others
+
+
+def _places(agents: int, actions: int) -> Array:
+    return jnp.asarray(tuple((actions + 1) ** j for j in range(agents)), jnp.int32)
 
 
 def head(
@@ -75,28 +92,20 @@ def head(
     )
 
 
-def prefixes(
-    tokens: Prefix, before: Bool[Array, "N N"]
-) -> Prefix:
+def prefixes(tokens: Prefix, before: Bool[Array, "N N"]) -> Prefix:
     """Each agent's prefix from all agents' tokens ``[N, ...]``; ``before[i, j]``: j chose before i."""
-    return jax.tree.map(
-        lambda token: jnp.tensordot(before.astype(token.dtype), token, axes=1), tokens
-    )
+    return jax.tree.map(lambda token: jnp.tensordot(before.astype(token.dtype), token, axes=1), tokens)
 
 
-def _table(
-    states: int, outputs: int, agents: int, actions: int, identity: bool, scale: float
-) -> Head:
-    codes = (actions + 1) ** agents
+def _table(states: int, outputs: int, agents: int, actions: int, identity: bool, scale: float) -> Head:
     rows = table_rows(states, agents, actions, identity)
-    places = tuple((actions + 1) ** j for j in range(agents))
 
     def token(params: Params, state: Array, agent: Array, action: Array) -> Array:
-        return (action + 1) * jnp.asarray(places, jnp.int32)[agent]
+        return (action + 1) * _places(agents, actions)[agent]
 
     def read(params: Params, state: Array, agent: Array, code: Array) -> Array:
-        row = state + agent * states if identity else state
-        return params[row * codes + code]
+        row = table_row(state, agent, code, agents, actions)
+        return params[row + agent * (rows // agents) if identity else row]
 
     return Head(
         init=lambda key: scale * jax.random.normal(key, (rows, outputs)),

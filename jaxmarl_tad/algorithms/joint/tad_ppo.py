@@ -20,21 +20,22 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from tad_envs import Environment, Observation, Spec
-from tad_envs.transform import unfold
+import numpy as np
 
 from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, check_range, require, resolve_steps, struct
 from jaxmarl_tad.losses import clipped_surrogate, clipped_value_loss, masked_mean, standardise
 from jaxmarl_tad.networks.net import Kind, Remember, network, resolve_kind, unroll
-from jaxmarl_tad.networks.prefix import Read, head, prefixes, table_rows
-from jaxmarl_tad.networks.tables import Logits, biased
+from jaxmarl_tad.networks.prefix import Read, head, prefixes, table_row, table_rows
+from jaxmarl_tad.networks.tables import Logits, biased, by_agent, choices, legal_actions
 from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
 from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.rollout import Actors, begin, rollout
 from jaxmarl_tad.sharing import Mode, init_sets, of_agent, sharing
 from jaxmarl_tad.targets import lambda_returns
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+from tad_envs import Environment, Observation, Spec
+from tad_envs.transform import unfold
 
 
 @struct
@@ -134,7 +135,7 @@ class Turn(NamedTuple):
     """What the sequential policy remembers within an episode."""
 
     order: Any
-    """``[N]``: who chooses at each position."""
+    """``[N]``: who chooses at each position; ``()`` unless the order is random."""
     fresh: Any
     """Whether the episode has just begun, so that a random order is still to be drawn."""
     trunk: Memory
@@ -164,6 +165,15 @@ def make(config: Config, env: Environment) -> Algorithm:
     assert config.steps is not None and config.lr is not None
     steps, lr = config.steps, config.lr
 
+    # Who chooses first, second, ...: known beforehand unless it is drawn for each episode.
+    random = config.order == "random"
+    named = {"fixed": range(n), "random": range(n), "reversed": reversed(range(n))}
+    chosen_order = named[config.order] if isinstance(config.order, str) else config.order
+    line = np.asarray(tuple(chosen_order), np.int32)
+
+    # In a finite game every agent reads rows of its own table of distributions.
+    legal = legal_actions(env) if config.network == "table" else None
+
     # What policy and critic see before anybody has chosen: one input for the whole team.
     tabular, recurrent = config.network == "table", config.memory == "gru"
     local = config.information == "local"
@@ -178,9 +188,7 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     inputs = n * spec.obs_dim if local else spec.state_dim
     width = config.hidden[-1]
-    trunk = network(
-        "mlp", inputs=inputs, outputs=width, hidden=config.hidden, memory="gru", gain=1.0
-    )
+    trunk = network("mlp", inputs=inputs, outputs=width, hidden=config.hidden, memory="gru", gain=1.0)
     shape = {"agents": n, "actions": spec.n_actions, "identity": share.identity}
     shape |= {"hidden": config.hidden}
     shape |= {"inputs": _states(config, spec) if tabular else width if recurrent else inputs}
@@ -199,11 +207,19 @@ def make(config: Config, env: Environment) -> Algorithm:
         return made | {"trunk": trunk.init(trunk_key)} if recurrent else made
 
     # Teacher forcing: all agents' outputs in one pass, each given the choices made before its own.
-    def read_all(part: Any, params: Any, x: Any, action: Any, alive: Any, before: Any) -> Any:
+    def read_all(part: Any, params: Any, memory: Memory, batch: Batch) -> tuple[Any, Memory]:
+        x, memory = features(params, memory, batch.view)
         own = lambda agent: of_agent(params["head"], share, agent)  # noqa: E731
-        tokens = jax.vmap(lambda i, a: part.token(own(i), x, i, a))(agents, action)
-        prefix = prefixes(tokens, before & alive[None, :])
-        return jax.vmap(lambda i, p: part.read(own(i), x, i, p))(agents, prefix)
+        tokens = jax.vmap(lambda i, a: part.token(own(i), x, i, a))(agents, batch.action)
+        prefix = prefixes(tokens, batch.before & batch.alive[None, :])
+        return jax.vmap(lambda i, p: part.read(own(i), x, i, p))(agents, prefix), memory
+
+    def rows(observation: Observation, action: Any, before: Any) -> Any:
+        """The row that each agent's choice was read from: what tables learn from ``[N]``."""
+        tokens = jax.vmap(lambda i, a: actor.token(None, None, i, a))(agents, action)
+        code = prefixes(tokens, before & observation.alive[None, :])
+        state = view(observation)
+        return jax.vmap(lambda i, c: table_row(state, i, c, n, spec.n_actions))(agents, code)
 
     def first_value(params: Any, memory: Memory, observation: Observation, order: Any) -> Any:
         """V(s, ∅) of the first living agent in line."""
@@ -211,37 +227,38 @@ def make(config: Config, env: Environment) -> Algorithm:
         agent = order[jnp.argmax(observation.alive[order])]
         return critic.read(of_agent(params["head"], share, agent), x, agent, critic.empty())[0]
 
-    def values(params: Any, memory: Memory, batch: Any) -> tuple[Any, Memory]:
-        x, memory = features(params, memory, batch.view)
-        value = read_all(critic, params, x, batch.action, batch.alive, batch.before)
-        return value[..., 0], memory
+    def values(params: Any, memory: Memory, batch: Batch) -> tuple[Any, Memory]:
+        """V(s, a_{<i}, i) of every agent ``[T, E, N]``, and the memories after each step."""
+        if tabular:
+            return by_agent(params["head"], share, n)[agents, batch.view, 0], memory
+        value, memories = unroll(
+            lambda m, b: read_all(critic, params, m, b), trunk_start(), memory, batch, batch.first
+        )
+        return value[..., 0], memories
+
+    def decide(params: Any, memory: Memory, batch: Batch) -> tuple[Any, Any]:
+        """log π(a_i | s, a_{<i}) of the actions taken, and entropies; ``[T, E, N]``."""
+        if tabular:
+            table, at = choices(params["head"], share, legal), (agents, batch.view)
+            return table.log_probs[*at, batch.action], table.entropy[at]
+        logits, _ = unroll(
+            lambda m, b: read_all(actor, params, m, b), trunk_start(), memory, batch, batch.first
+        )
+        log_probs = distributions.log_probabilities(logits, batch.legal)
+        log_prob = distributions.log_probability(log_probs, batch.action)
+        return log_prob, distributions.entropy(log_probs)
 
     optimiser = adam(config.max_grad_norm)
 
     def loss(params: Params, batch: Batch, memory: Params) -> tuple[Any, Metrics]:
-        def logits_of(memory: Memory, batch: Batch) -> tuple[Any, Memory]:
-            x, memory = features(params.actor, memory, batch.view)
-            logits = read_all(actor, params.actor, x, batch.action, batch.alive, batch.before)
-            return logits, memory
-
-        logits, _ = unroll(logits_of, trunk_start(), memory.actor, batch, batch.first)
-        log_probs = distributions.log_probabilities(logits, batch.legal)
-        log_prob = distributions.log_probability(log_probs, batch.action)
+        log_prob, entropies = decide(params.actor, memory.actor, batch)
         ratio = jnp.exp(log_prob - batch.log_prob)
         objective = clipped_surrogate(ratio, batch.advantage, config.clip)
-        entropy = masked_mean(distributions.entropy(log_probs), batch.alive)
+        entropy = masked_mean(entropies, batch.alive)
         policy_loss = -masked_mean(objective, batch.alive) - config.entropy_coef * entropy
 
-        value, _ = unroll(
-            lambda m, b: values(params.critic, m, b),
-            trunk_start(),
-            memory.critic,
-            batch,
-            batch.first,
-        )
-        error = clipped_value_loss(
-            value, batch.value, batch.target, config.clip, config.huber_delta
-        )
+        value, _ = values(params.critic, memory.critic, batch)
+        error = clipped_value_loss(value, batch.value, batch.target, config.clip, config.huber_delta)
         value_loss = masked_mean(error, batch.alive)
         report = {"entropy": entropy, "ratio": masked_mean(ratio, batch.alive)}
         report |= {"policy_loss": policy_loss, "value_loss": value_loss}
@@ -250,9 +267,7 @@ def make(config: Config, env: Environment) -> Algorithm:
     def init(key: Key) -> State:
         actor_key, critic_key, begin_key = jax.random.split(key, 3)
         params = Params(init_part(actor, actor_key), init_part(critic, critic_key))
-        biased_head = biased(
-            params.actor["head"], config.initial_logits, config.network, spec, share
-        )
+        biased_head = biased(params.actor["head"], config.initial_logits, config.network, spec, share)
         params = params._replace(actor=params.actor | {"head": biased_head})
         return State(
             params=params,
@@ -268,12 +283,20 @@ def make(config: Config, env: Environment) -> Algorithm:
         behaviour = policy_of(state.params, greedy=False)
         actors, seen = rollout(env, behaviour, collect_key, state.actors, steps)
 
-        order = seen.extras["order"]
-        position = jnp.argsort(order, axis=-1)
+        # Who chose at each position, and at which position each agent chose; ``[T, E, N]``.
+        order = seen.extras["order"] if random else jnp.broadcast_to(line, seen.action.shape)
+        position = jnp.argsort(order, axis=-1) if random else line.argsort()
+        reorder = jnp.take_along_axis if random else jnp.take
+        before = position[..., None, :] < position[..., :, None]
+        before = jnp.broadcast_to(before, (*seen.action.shape, n))
         alive = seen.observation.alive
+        if tabular:
+            seen_view = jax.vmap(jax.vmap(rows))(seen.observation, seen.action, before)
+        else:
+            seen_view = jax.vmap(jax.vmap(view))(seen.observation)
         batch = Batch(
-            view=jax.vmap(jax.vmap(view))(seen.observation),
-            before=position[..., None, :] < position[..., :, None],
+            view=seen_view,
+            before=before,
             legal=seen.observation.legal,
             alive=alive,
             action=seen.action,
@@ -283,19 +306,13 @@ def make(config: Config, env: Environment) -> Algorithm:
             target=None,
             first=seen.first,
         )
-        value, memories = unroll(
-            lambda m, b: values(state.params.critic, m, b),
-            trunk_start(),
-            memory.critic,
-            batch,
-            seen.first,
-        )
+        value, memories = values(state.params.critic, memory.critic, batch)
         look_ahead = lambda m, o, order: first_value(state.params.critic, m, o, order)  # noqa: E731
         in_axes = (0, 0, 0) if recurrent else (None, 0, 0)
         next_value = jax.vmap(jax.vmap(look_ahead, in_axes), in_axes)(memories, seen.next, order)
 
         # The block of N virtual steps, in the order in which the agents chose.
-        in_order = lambda x: jnp.take_along_axis(x, order, -1)  # noqa: E731
+        in_order = lambda x: reorder(x, order if random else line, -1)  # noqa: E731
         following = _of_next_living(
             in_order(restored(state.scale, value)),
             in_order(alive),
@@ -319,7 +336,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             virtual.lam,
         )
         target = jnp.moveaxis(target.reshape(steps, n, config.envs), 1, -1)
-        target = jnp.take_along_axis(target, position, -1)
+        target = reorder(target, position, -1)
 
         scale = update_scale(state.scale, target, alive)
         batch = batch._replace(
@@ -343,37 +360,41 @@ def make(config: Config, env: Environment) -> Algorithm:
         return State(params, optimisers, scale, actors, critic_memory), report
 
     def start() -> Turn:
-        order = {"fixed": range(n), "random": range(n), "reversed": reversed(range(n))}
-        line = order[config.order] if isinstance(config.order, str) else config.order
-        return Turn(jnp.asarray(tuple(line), jnp.int32), jnp.ones((), bool), trunk_start())
+        return Turn(jnp.asarray(line, jnp.int32) if random else (), jnp.ones((), bool), trunk_start())
 
     def policy_of(params: Params, *, greedy: bool) -> Policy:
+        table = choices(params.actor["head"], share, legal) if tabular else None
+
         def act(key: Key, memory: Turn, observation: Observation) -> tuple[Any, Turn, Any]:
-            uniform = jax.random.uniform(key, (2, n))
-            order = memory.order
-            if config.order == "random":
-                order = jnp.where(memory.fresh, jnp.argsort(uniform[1]).astype(jnp.int32), order)
+            uniform, order = jax.random.uniform(key, (n,)), line
+            if random:
+                drawn = jax.random.permutation(jax.random.fold_in(key, 1), n).astype(jnp.int32)
+                order = jnp.where(memory.fresh, drawn, memory.order)
             x, trunk_memory = features(params.actor, memory.trunk, view(observation))
 
-            def choose(prefix: Any, position: Any) -> tuple[Any, Any]:
-                agent = order[position]
-                own = of_agent(params.actor["head"], share, agent)
-                logits = actor.read(own, x, agent, prefix)
-                log_probs = distributions.log_probabilities(logits, observation.legal[agent])
-                if greedy:
-                    action = distributions.mode(log_probs)
+            def choose(prefix: Any, turn: tuple[Any, Any]) -> tuple[Any, Any]:
+                agent, uniform = turn
+                own = None if tabular else of_agent(params.actor["head"], share, agent)
+                if table is not None:
+                    row = table_row(x, agent, prefix, n, spec.n_actions)
+                    action, told = table.act(uniform, agent, row, greedy)
                 else:
-                    action = distributions.sample(uniform[0, position], log_probs)
+                    logits = actor.read(own, x, agent, prefix)
+                    log_probs = distributions.log_probabilities(logits, observation.legal[agent])
+                    action, told = distributions.decide(uniform, log_probs, greedy)
                 token = actor.token(own, x, agent, action)
                 prefix = jax.tree.map(
                     lambda p, t: p + jnp.where(observation.alive[agent], t, 0), prefix, token
                 )
-                return prefix, (action, distributions.log_probability(log_probs, action), log_probs)
+                return prefix, (action, told)
 
-            _, chosen = jax.lax.scan(choose, actor.empty(), agents)
-            action, log_prob, log_probs = (jnp.zeros_like(x).at[order].set(x) for x in chosen)
-            memory = Turn(order, jnp.zeros((), bool), trunk_memory)
-            extras = {"log_prob": log_prob, "log_probs": log_probs, "order": order}
+            _, chosen = jax.lax.scan(choose, actor.empty(), (jnp.asarray(order), uniform))
+            by_index = jnp.argsort(order) if random else line.argsort()
+            action, extras = jax.tree.map(lambda x: x[by_index], chosen)
+            memory = Turn((), memory.fresh, trunk_memory)
+            if random:
+                extras = extras | {"order": order}
+                memory = Turn(order, jnp.zeros((), bool), trunk_memory)
             return action, memory, extras
 
         return Policy(start=start, act=act, execution="centralised")

@@ -19,7 +19,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from tad_envs import Environment, Observation, Spec
 
 from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, check_range, require, resolve_steps, struct
@@ -38,13 +37,14 @@ from jaxmarl_tad.networks.net import (
     state_inputs,
     unroll,
 )
-from jaxmarl_tad.networks.tables import Logits, biased
+from jaxmarl_tad.networks.tables import Logits, biased, choices, legal_actions
 from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
 from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.rollout import Actors, begin, rollout
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.targets import lambda_returns
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+from tad_envs import Environment, Observation, Spec
 
 
 @struct
@@ -165,11 +165,19 @@ def make(config: Config, env: Environment) -> Algorithm:
     def critic_start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (critics, 1)), critic.start())
 
+    # In a finite game every agent reads rows of its own table of distributions.
+    tabular = config.network == "table"
+    legal = legal_actions(env) if tabular else None
+
     def views(observation: Observation) -> Any:
+        if tabular:
+            return jnp.argmax(observation.agents, -1)
         return jax.vmap(view)(observation.agents, agents)
 
     def critic_views(observation: Observation) -> Any:
-        return views(observation) if local else state_view(observation.state)[None]
+        if local:
+            return jax.vmap(view)(observation.agents, agents)
+        return state_view(observation.state)[None]
 
     def values(params: Any, memory: Memory, view: Any) -> tuple[Any, Memory]:
         value, memory = value_all(params, memory, view)
@@ -178,19 +186,23 @@ def make(config: Config, env: Environment) -> Algorithm:
     batched = lambda function: jax.vmap(jax.vmap(function))  # over [T, E]  # noqa: E731
     optimiser = adam(config.max_grad_norm)
 
-    def loss(params: Params, batch: Batch, memory: Params) -> tuple[Any, Metrics]:
+    def decide(params: Any, memory: Memory, batch: Batch) -> tuple[Any, Any]:
+        """log π(a_i | τ_i) of the actions taken, and the entropy of π(· | τ_i); ``[T, E, N]``."""
+        if tabular:
+            table, at = choices(params, share, legal), (agents, batch.views)
+            return table.log_probs[*at, batch.action], table.entropy[at]
         logits, _ = unroll(
-            lambda m, x: act_all(params.actor, m, x),
-            actor_start(),
-            memory.actor,
-            batch.views,
-            batch.first,
+            lambda m, x: act_all(params, m, x), actor_start(), memory, batch.views, batch.first
         )
         log_probs = distributions.log_probabilities(logits, batch.legal)
         log_prob = distributions.log_probability(log_probs, batch.action)
+        return log_prob, distributions.entropy(log_probs)
+
+    def loss(params: Params, batch: Batch, memory: Params) -> tuple[Any, Metrics]:
+        log_prob, entropies = decide(params.actor, memory.actor, batch)
         ratio = jnp.exp(log_prob - batch.log_prob)
         objective = clipped_surrogate(ratio, batch.advantage, config.clip)
-        entropy = masked_mean(distributions.entropy(log_probs), batch.alive)
+        entropy = masked_mean(entropies, batch.alive)
         policy_loss = -masked_mean(objective, batch.alive) - config.entropy_coef * entropy
 
         value, _ = unroll(
@@ -200,9 +212,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             batch.critic_views,
             batch.first,
         )
-        error = clipped_value_loss(
-            value, batch.value, batch.target, config.clip, config.huber_delta
-        )
+        error = clipped_value_loss(value, batch.value, batch.target, config.clip, config.huber_delta)
         value_loss = masked_mean(error, batch.alive)
         report = {"entropy": entropy, "ratio": masked_mean(ratio, batch.alive)}
         report |= {"policy_loss": policy_loss, "value_loss": value_loss}
@@ -282,17 +292,17 @@ def make(config: Config, env: Environment) -> Algorithm:
         return State(params, optimisers, scale, actors, critic_memory), report
 
     def policy_of(params: Params, *, greedy: bool) -> Policy:
+        table = choices(params.actor, share, legal) if tabular else None
+
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
+            uniform = jax.random.uniform(key, (spec.n_agents,))
+            if table is not None:
+                action, extras = table.act(uniform, agents, views(observation), greedy)
+                return action, memory, extras
             logits, memory = act_all(params.actor, memory, views(observation))
             log_probs = distributions.log_probabilities(logits, observation.legal)
-            if greedy:
-                action = distributions.mode(log_probs)
-            else:
-                action = distributions.sample(
-                    jax.random.uniform(key, (spec.n_agents,)), log_probs
-                )
-            log_prob = distributions.log_probability(log_probs, action)
-            return action, memory, {"log_prob": log_prob, "log_probs": log_probs}
+            action, extras = distributions.decide(uniform, log_probs, greedy)
+            return action, memory, extras
 
         return Policy(start=actor_start, act=act, execution="decentralised")
 
