@@ -1,0 +1,227 @@
+"""Why decentralised learners get stuck in locally optimal coordination, and which methods do not.
+
+Trains IPPO, MAPPO, IQL, VDN, QMIX and TAD-PPO (teacher and distilled students) on games whose optimum
+and equilibria are known exactly, 64 seeds each, and shows on which equilibrium every seed ends. Games
+of equal sizes share a program: payoffs, lengths and seeds are data.
+
+    python experiments/didactic.py            # table, CSV files and figures into runs/didactic
+    ALL=1 python experiments/didactic.py      # adds the hallway of length 3, with settings of its own
+
+Expected: decentralised methods stop at 5/5/5/7/2/0 on T1/T2/T3/climbing/penalty/qtran, at 0 on
+note001 (where they start in the basin of 0) and at 4 in the hallways; TAD-PPO and its decentralised
+students reach 10/10/10/11/10/8, 10 and 5. In the hallway of length 1 everybody gets 5.
+"""
+
+import math
+import os
+import pathlib
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxmarl_tad as jt
+from jaxmarl_tad import report, statistics
+
+SEEDS = 64
+OUT = pathlib.Path("runs/didactic")
+PPO = {"envs": 128, "epochs": 4, "lr": 0.02, "entropy_coef": 0.01}
+ITERATIONS = 150
+SAFE = (math.log(9), 0.0, 0.0)  # p = q = 0.9 for the safe action of note001
+
+MATRIX = {
+    "matrix/tad": jt.make("matrix/tad"),
+    "matrix/t2": jt.make("matrix/t2"),
+    "matrix/t3": jt.make("matrix/t3"),
+    "matrix/climbing": jt.make("matrix/climbing"),
+    "matrix/penalty/k=-100": jt.make("matrix/penalty", k=-100.0),
+    "matrix/qtran": jt.make("matrix/qtran"),
+    "matrix/note001": jt.make("matrix/note001", pad_to=3),
+}
+HALLWAY = {
+    "hallway/length=1": jt.make("hallway", length=1, max_length=2, n_actions=3),
+    "hallway/length=2": jt.make("hallway", length=2, max_length=2, n_actions=3),
+    "hallway/wait": jt.make("hallway/wait", length=1, max_length=2),
+}
+LONGER = {"hallway/length=3": jt.make("hallway", length=3)}
+# A plateau of two cells before the goal takes more entropy, more data and more time to cross.
+LONGER_PPO = PPO | {"envs": 256, "entropy_coef": 0.2}
+LONGER_ITERATIONS = 500
+
+METHODS = ("ippo", "mappo", "iql", "vdn", "qmix", "tad_ppo")
+VALUE = ("iql", "vdn", "qmix")
+COLUMNS = (
+    "game", "method", "seeds", "optimum", "mean_return", "share_optimal", "modal_return",
+    "compile_s", "run_s",
+)  # fmt: skip
+
+
+class Study:
+    """Rows of the table, curves of the figure and the runs behind them."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict] = []
+        self.outcomes: list[dict] = []
+        self.curves: dict[str, dict] = {}
+        self.optima: dict[str, float] = {}
+        self.programs: list[dict] = []
+
+    def add(self, games: dict, method: str, trained: jt.Trained) -> None:
+        """Take in a run over all of ``games``, 64 seeds each."""
+        timing = trained.timing
+        compile_s, run_s = timing["trace_s"] + timing["compile_s"], timing["run_s"]
+        self.programs.append(
+            {"games": len(games), "method": method, "members": len(trained.members)}
+            | {"trace_s": timing["trace_s"], "compile_s": timing["compile_s"], "run_s": run_s}
+        )
+        by_game = trained.curves["return"].reshape(len(games), SEEDS, -1)
+        for game, curve in zip(games, by_game, strict=True):
+            values, optimum = curve[:, -1], self.optima[game]
+            self.outcomes.append({"game": game, "method": method, "values": values})
+            self.curves.setdefault(game, {})[method] = (trained.steps, curve)
+            self.rows.append({
+                "game": game, "method": method, "seeds": SEEDS, "optimum": optimum,
+                "mean_return": float(values.mean()),
+                "share_optimal": statistics.reached(values, optimum) / SEEDS,
+                "modal_return": statistics.modal(values),
+                "compile_s": round(compile_s, 2), "run_s": round(run_s, 2),
+            })  # fmt: skip
+
+    def run(self, games: dict, ppo: dict, iterations: int, keep: dict | None = None) -> None:
+        """Every method on ``games``, which share a program per method."""
+        for game, env in games.items():
+            self.optima[game] = round(float(jt.solve(env).value), 6)
+        horizon = next(iter(games.values())).spec.horizon
+        for method in METHODS:
+            kept: list = []
+            if method in VALUE:
+                trained = jt.run(method, list(games.values()), seeds=SEEDS, episodes=1)
+            else:
+                trained = jt.run(
+                    method,
+                    [
+                        (env, {"initial_logits": SAFE} if "note001" in game else {})
+                        for game, env in games.items()
+                    ],
+                    seeds=SEEDS,
+                    episodes=1,
+                    after_chunk=lambda i, state, metrics, kept=kept: kept.append(host(state)),
+                    total_steps=iterations * ppo["envs"] * horizon,
+                    **ppo,
+                )
+            name = f"{method}/teacher" if method == "tad_ppo" else method
+            self.add(games, name, trained)
+            if keep is not None:
+                keep[name] = (trained, kept)
+        kept = []
+        student = jt.distill(
+            trained,
+            episodes=1,
+            after_chunk=lambda i, state, metrics: kept.append(host(state)),
+        )
+        self.add(games, "tad_ppo/distilled", student)
+        if keep is not None:
+            keep["tad_ppo/distilled"] = (student, kept)
+
+
+def host(state):
+    """A copy of a run's state that outlives the next chunk."""
+    return jax.tree.map(np.array, state)
+
+
+def joint_policy(trained: jt.Trained, states: list, game: int, draws: int = 256):
+    """How often each joint action is the first of an episode, ``[snapshots, A, A]``, over all seeds."""
+    rows = slice(game * SEEDS, (game + 1) * SEEDS)
+    members = jax.tree.map(lambda x: x[rows], trained.stacked)
+
+    def frequencies(member, state):
+        policy = trained.plan.make(member.config, member.source).policy(state, greedy=False)
+        _, observation = member.env.reset(jax.random.key(0))
+        keys = jax.random.split(jax.random.key(member.seed), draws)
+        action, _, _ = jax.vmap(lambda key: policy.act(key, policy.start(), observation))(keys)
+        one_hot = jax.nn.one_hot(action, observation.legal.shape[-1])
+        return jnp.einsum("da,db->ab", one_hot[:, 0], one_hot[:, 1]) / draws
+
+    each = jax.jit(jax.vmap(frequencies))
+    return np.stack(
+        [np.asarray(each(members, jax.tree.map(lambda x: x[rows], state))) for state in states]
+    )
+
+
+def figures(study: Study, kept: dict) -> list[pathlib.Path]:
+    """The four pictures, each with a CSV of its numbers."""
+    folder = OUT / "figures"
+    climbing, note = list(MATRIX).index("matrix/climbing"), list(MATRIX).index("matrix/note001")
+    shown = {"ippo": "independent", "tad_ppo/teacher": "sequential", "tad_ppo/distilled": "distilled"}
+    strips, chosen = {}, [0, 1, 2, 4, 9]
+    for method, label in shown.items():
+        trained, states = kept[method]
+        last = len(states) - 1
+        states = [states[min(i, last)] for i in (chosen if last > 4 else range(5))]
+        strips[label] = joint_policy(trained, states, climbing).mean(axis=1)
+    trained, states = kept["ippo"]
+    mass = joint_policy(trained, states, note)  # [snapshots, seeds, A, A]
+    paths = np.stack([mass[:, :, 0, :].sum(-1), mass[:, :, :, 0].sum(-1)], axis=-1)
+    paths = np.concatenate([np.full((1, SEEDS, 2), 0.9), paths])
+    payoff = np.asarray(MATRIX["matrix/note001"].payoff)[:2, :2]
+    return [
+        report.outcome_bars(
+            study.outcomes,
+            folder / "outcomes.png",
+            title=f"Where {SEEDS} seeds of each method end (greedy return)",
+            optima=study.optima,
+        ),
+        report.payoff_mass(
+            np.asarray(MATRIX["matrix/climbing"].payoff),
+            strips,
+            folder / "payoff_mass.png",
+            title="Climbing: the joint policy's probability mass over training",
+            snapshots=[f"{(i + 1) * 10} %" for i in chosen],
+            label="of the run",
+        ),
+        report.learning_curves(
+            study.curves,
+            folder / "learning_curves.png",
+            title="Greedy return over environment steps",
+            optima=study.optima,
+        ),
+        report.gradient_field(
+            payoff,
+            folder / "gradient_field.png",
+            title="note001: two basins of the independent policy gradient",
+            trajectories=list(np.moveaxis(paths[:, :8], 1, 0)),
+            actions=("safe", "risky"),
+        ),
+    ]
+
+
+def main() -> None:
+    began, wall = time.process_time(), time.perf_counter()
+    study, kept = Study(), {}
+    study.run(MATRIX, PPO, ITERATIONS, kept)
+    study.run(HALLWAY, PPO, ITERATIONS)
+    if os.environ.get("ALL", "") not in ("", "0"):
+        study.run(LONGER, LONGER_PPO, LONGER_ITERATIONS)
+
+    rows = sorted(study.rows, key=lambda row: list(study.optima).index(row["game"]))
+    outcomes = {(o["game"], o["method"]): o["values"] for o in study.outcomes}
+    OUT.mkdir(parents=True, exist_ok=True)
+    report.table(rows, COLUMNS, OUT / "table.csv")
+    for row in rows:
+        ends = zip(*statistics.shares(outcomes[row["game"], row["method"]]), strict=True)
+        row["seeds ending at"] = "  ".join(f"{end:g} ×{share * SEEDS:.0f}" for end, share in ends)
+    columns = ["game", "method", "optimum", "mean_return", "share_optimal", "seeds ending at"]
+    print(report.table(rows, columns))
+    print("\nOn matrix/note001 the policy methods start at p = q = 0.9 for the safe action; value")
+    print("methods start as usual.\n")
+    print(report.table(study.programs))
+    pictures = figures(study, kept)
+    print("\n" + "\n".join(str(path) for path in [OUT / "table.csv", *pictures]))
+    seconds = time.process_time() - began
+    print(f"\n{seconds:.1f} CPU-seconds, {time.perf_counter() - wall:.1f} s, after imports")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
