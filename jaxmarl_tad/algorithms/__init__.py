@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 
 from jaxmarl_tad.algorithms.joint import tad_ppo
 from jaxmarl_tad.algorithms.policy import ppo
+from jaxmarl_tad.algorithms.value import q_learning
 from jaxmarl_tad.config import config_of
 from jaxmarl_tad.sweep import Make
 from tad_envs import Spec, lookup, require
@@ -60,6 +61,18 @@ _ROWS = (
     Method(
         "tad_ppo", tad_ppo.make, tad_ppo.Config, tad_ppo.resolve, {},
         "joint", "centralised", "Ye et al. 2022",
+    ),
+    Method(
+        "iql", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "none"},
+        "value", "decentralised", "Tan 1993",
+    ),
+    Method(
+        "vdn", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "vdn"},
+        "value", "decentralised", "Sunehag et al. 2018",
+    ),
+    Method(
+        "qmix", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "qmix"},
+        "value", "decentralised", "Rashid et al. 2018",
     ),
 )  # fmt: skip
 

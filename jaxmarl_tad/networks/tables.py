@@ -53,6 +53,21 @@ class Choices(NamedTuple):
     cumulative: Float[Array, "N R A"]
     entropy: Float[Array, "N R"]
 
+    def taken(
+        self,
+        agent: Int[Array, "N"],
+        row: Int[Array, "T E N"],
+        action: Int[Array, "T E N"],
+        mask: Bool[Array, "T E N"],
+    ) -> tuple[Float[Array, "T E N"], Float[Array, ""]]:
+        """Log-probabilities of actions taken, and the mean entropy where ``mask`` holds.
+
+        The mean over samples is a sum over rows, weighted by how often each was visited.
+        """
+        visits = jnp.zeros(self.entropy.shape).at[agent, row].add(mask.astype(jnp.float32))
+        entropy = jnp.sum(visits * self.entropy) / jnp.maximum(jnp.sum(visits), 1)
+        return self.log_probs[agent, row, action], entropy
+
     def act(
         self,
         uniform: Float[Array, "..."],

@@ -237,24 +237,23 @@ def make(config: Config, env: Environment) -> Algorithm:
         return value[..., 0], memories
 
     def decide(params: Any, memory: Memory, batch: Batch) -> tuple[Any, Any]:
-        """log π(a_i | s, a_{<i}) of the actions taken, and entropies; ``[T, E, N]``."""
+        """log π(a_i | s, a_{<i}) of the actions taken ``[T, E, N]``, and the mean entropy."""
         if tabular:
-            table, at = choices(params["head"], share, legal), (agents, batch.view)
-            return table.log_probs[*at, batch.action], table.entropy[at]
+            table = choices(params["head"], share, legal)
+            return table.taken(agents, batch.view, batch.action, batch.alive)
         logits, _ = unroll(
             lambda m, b: read_all(actor, params, m, b), trunk_start(), memory, batch, batch.first
         )
         log_probs = distributions.log_probabilities(logits, batch.legal)
         log_prob = distributions.log_probability(log_probs, batch.action)
-        return log_prob, distributions.entropy(log_probs)
+        return log_prob, masked_mean(distributions.entropy(log_probs), batch.alive)
 
     optimiser = adam(config.max_grad_norm)
 
     def loss(params: Params, batch: Batch, memory: Params) -> tuple[Any, Metrics]:
-        log_prob, entropies = decide(params.actor, memory.actor, batch)
+        log_prob, entropy = decide(params.actor, memory.actor, batch)
         ratio = jnp.exp(log_prob - batch.log_prob)
         objective = clipped_surrogate(ratio, batch.advantage, config.clip)
-        entropy = masked_mean(entropies, batch.alive)
         policy_loss = -masked_mean(objective, batch.alive) - config.entropy_coef * entropy
 
         value, _ = values(params.critic, memory.critic, batch)

@@ -179,41 +179,41 @@ def make(config: Config, env: Environment) -> Algorithm:
             return jax.vmap(view)(observation.agents, agents)
         return state_view(observation.state)[None]
 
-    def values(params: Any, memory: Memory, view: Any) -> tuple[Any, Memory]:
-        value, memory = value_all(params, memory, view)
-        return jnp.broadcast_to(value[..., 0], spec.n_agents), memory
+    def counted(alive: Any) -> Any:
+        """Where a critic's value counts: its agent is alive, or any agent is."""
+        return alive if local else jnp.any(alive, -1, keepdims=True)
 
     batched = lambda function: jax.vmap(jax.vmap(function))  # over [T, E]  # noqa: E731
     optimiser = adam(config.max_grad_norm)
 
+    def values(params: Any, memory: Memory, views: Any, first: Any) -> tuple[Any, Memory]:
+        """V of every critic ``[T, E, N or 1]`` and the memories after each step."""
+        value, memories = unroll(
+            lambda m, x: value_all(params, m, x), critic_start(), memory, views, first
+        )
+        return value[..., 0], memories
+
     def decide(params: Any, memory: Memory, batch: Batch) -> tuple[Any, Any]:
-        """log π(a_i | τ_i) of the actions taken, and the entropy of π(· | τ_i); ``[T, E, N]``."""
+        """log π(a_i | τ_i) of the actions taken ``[T, E, N]``, and the mean entropy of π(· | τ_i)."""
         if tabular:
-            table, at = choices(params, share, legal), (agents, batch.views)
-            return table.log_probs[*at, batch.action], table.entropy[at]
+            table = choices(params, share, legal)
+            return table.taken(agents, batch.views, batch.action, batch.alive)
         logits, _ = unroll(
             lambda m, x: act_all(params, m, x), actor_start(), memory, batch.views, batch.first
         )
         log_probs = distributions.log_probabilities(logits, batch.legal)
         log_prob = distributions.log_probability(log_probs, batch.action)
-        return log_prob, distributions.entropy(log_probs)
+        return log_prob, masked_mean(distributions.entropy(log_probs), batch.alive)
 
     def loss(params: Params, batch: Batch, memory: Params) -> tuple[Any, Metrics]:
-        log_prob, entropies = decide(params.actor, memory.actor, batch)
+        log_prob, entropy = decide(params.actor, memory.actor, batch)
         ratio = jnp.exp(log_prob - batch.log_prob)
         objective = clipped_surrogate(ratio, batch.advantage, config.clip)
-        entropy = masked_mean(entropies, batch.alive)
         policy_loss = -masked_mean(objective, batch.alive) - config.entropy_coef * entropy
 
-        value, _ = unroll(
-            lambda m, x: values(params.critic, m, x),
-            critic_start(),
-            memory.critic,
-            batch.critic_views,
-            batch.first,
-        )
+        value, _ = values(params.critic, memory.critic, batch.critic_views, batch.first)
         error = clipped_value_loss(value, batch.value, batch.target, config.clip, config.huber_delta)
-        value_loss = masked_mean(error, batch.alive)
+        value_loss = masked_mean(error, counted(batch.alive))
         report = {"entropy": entropy, "ratio": masked_mean(ratio, batch.alive)}
         report |= {"policy_loss": policy_loss, "value_loss": value_loss}
         return policy_loss + value_loss, report
@@ -241,18 +241,11 @@ def make(config: Config, env: Environment) -> Algorithm:
         actors, seen = rollout(env, behaviour, collect_key, state.actors, steps)
 
         seen_critic_views = batched(critic_views)(seen.observation)
-        value, memories = unroll(
-            lambda m, x: values(state.params.critic, m, x),
-            critic_start(),
-            memory.critic,
-            seen_critic_views,
-            seen.first,
-        )
-        look_ahead = lambda m, o: values(state.params.critic, m, critic_views(o))[0]  # noqa: E731
-        if jax.tree.leaves(memories):
-            next_value = batched(look_ahead)(memories, seen.next)
-        else:
-            next_value = batched(lambda o: look_ahead((), o))(seen.next)
+        critic = state.params.critic
+        value, memories = values(critic, memory.critic, seen_critic_views, seen.first)
+        look_ahead = lambda m, o: value_all(critic, m, critic_views(o))[0][..., 0]  # noqa: E731
+        over = (0, 0) if jax.tree.leaves(memories) else (None, 0)
+        next_value = jax.vmap(jax.vmap(look_ahead, over), over)(memories, seen.next)
         target = lambda_returns(
             seen.reward,
             restored(state.scale, next_value),
@@ -262,7 +255,8 @@ def make(config: Config, env: Environment) -> Algorithm:
             config.lam,
         )
         alive = seen.observation.alive
-        scale = update_scale(state.scale, target, alive)
+        scale = update_scale(state.scale, target, counted(alive))
+        advantage = jnp.broadcast_to(target - restored(state.scale, value), alive.shape)
         batch = Batch(
             views=batched(views)(seen.observation),
             critic_views=seen_critic_views,
@@ -270,7 +264,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             alive=alive,
             action=seen.action,
             log_prob=seen.extras["log_prob"],
-            advantage=standardise(target - restored(state.scale, value), alive),
+            advantage=standardise(advantage, alive),
             value=value,
             target=normalised(scale, target),
             first=seen.first,

@@ -1,0 +1,76 @@
+"""A ring of the last items, as three pure functions; an item is any pytree, e.g. a whole episode.
+
+The ring is born with its first items, so there is always something to sample and nobody has to ask.
+Items are written in blocks that never straddle the end, hence one contiguous write: where many
+members are batched together, a write of scattered rows costs several times as much.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+from tad_envs import require
+
+from jaxmarl_tad.types import Key
+
+
+class Replay(NamedTuple):
+    """The last ``C`` items; slots from ``filled`` on have not been written yet."""
+
+    items: Any
+    """Leaves ``[C, ...]``."""
+    cursor: Int[Array, ""]
+    """Where the next block goes."""
+    filled: Int[Array, ""]
+    """How many slots have been written."""
+
+
+def init(items: Any, capacity: int) -> Replay:
+    """A ring of ``capacity`` slots that holds ``items`` (leaves ``[count, ...]``)."""
+    count = _count(items)
+    require(
+        1 <= count <= capacity,
+        f"replay: capacity={capacity} cannot hold the first {count} items.",
+    )
+
+    def padded(x: Array) -> Array:
+        return jnp.concatenate([x, jnp.zeros((capacity - count, *x.shape[1:]), x.dtype)])
+
+    return Replay(
+        items=jax.tree.map(padded, items),
+        cursor=jnp.asarray(count % capacity, jnp.int32),
+        filled=jnp.asarray(count, jnp.int32),
+    )
+
+
+def add(replay: Replay, items: Any) -> Replay:
+    """Write a block of items over the oldest ones.
+
+    Every block must have the same size, which divides the capacity and the number of first items.
+    """
+    count, capacity = _count(items), _count(replay.items)
+    require(
+        capacity % count == 0,
+        f"replay: capacity={capacity} must be a multiple of the {count} items added at a time.",
+    )
+
+    def written(old: Array, new: Array) -> Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, new, replay.cursor, axis=0)
+
+    return Replay(
+        items=jax.tree.map(written, replay.items, items),
+        cursor=(replay.cursor + count) % capacity,
+        filled=jnp.minimum(replay.filled + count, capacity),
+    )
+
+
+def sample(replay: Replay, key: Key, count: int) -> Any:
+    """``count`` items (leaves ``[count, ...]``), uniformly and with replacement."""
+    uniform = jax.random.uniform(key, (count,))
+    rows = jnp.minimum((uniform * replay.filled).astype(jnp.int32), replay.filled - 1)
+    return jax.tree.map(lambda x: x[rows], replay.items)
+
+
+def _count(items: Any) -> int:
+    return jax.tree.leaves(items)[0].shape[0]

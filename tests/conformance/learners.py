@@ -1,0 +1,185 @@
+"""What the conformance tests share: every registered method, small, in shapes that are compiled once.
+
+A method that is registered is covered by its row: by what it declares of memory and sharing, and by
+the names of its config's fields. Distillation is one more learner, with a teacher that TAD-PPO made.
+"""
+
+import contextlib
+import functools
+import itertools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from conformance.probes import Skirmish
+
+import jaxmarl_tad as jt
+from jaxmarl_tad import distill as distillation
+from jaxmarl_tad.algorithms import METHODS
+from jaxmarl_tad.config import leaf_fields, static_fields
+from jaxmarl_tad.distill import Config as DistillConfig
+from jaxmarl_tad.distill import make as make_student
+from jaxmarl_tad.distill import resolve as resolve_student
+
+DISTILL = "distill"
+ITERATIONS = 4
+
+# Small sizes that still wrap a replay, split a batch and run past the end of an episode.
+SMALL = {
+    "envs": 8,
+    "steps": 6,
+    "epochs": 2,
+    "minibatches": 2,
+    "updates": 2,
+    "batch": 8,
+    "capacity": 16,
+    "hidden": (8,),
+    "embed": 4,
+    "hyper": 4,
+    "lr": 0.01,
+}
+
+
+class Case(NamedTuple):
+    """A method with one choice of memory and sharing."""
+
+    method: str
+    memory: str
+    sharing: str
+
+    def __str__(self):
+        return f"{self.method}-{self.memory}-{self.sharing}"
+
+    @property
+    def config(self):
+        return DistillConfig if self.method == DISTILL else METHODS[self.method].config
+
+    @property
+    def decentralised(self):
+        return self.method == DISTILL or METHODS[self.method].execution == "decentralised"
+
+    def fields(self, spec, **given):
+        """Small settings, as far as the method has them; ``given`` wins."""
+        known = {*leaf_fields(self.config), *static_fields(self.config)}
+        fields = {**SMALL, "memory": self.memory, "sharing": self.sharing}
+        if self.method != DISTILL and METHODS[self.method].family == "value":
+            fields["steps"] = spec.horizon
+        fields["total_steps"] = ITERATIONS * fields["envs"] * fields["steps"]
+        fields = {name: value for name, value in fields.items() if name in known}
+        return fields | given
+
+
+def _declared(memory, sharing):
+    return {m.name: (memory(m.memory), sharing(m.sharing)) for m in METHODS.values()}
+
+
+def every_case():
+    """Every combination of memory and sharing that a row declares, and the student's."""
+    cases = [
+        Case(row.name, memory, sharing)
+        for row in METHODS.values()
+        for memory, sharing in itertools.product(row.memory, row.sharing)
+    ]
+    students = itertools.product(("none", "gru"), ("full", "full_id", "none"))
+    return cases + [Case(DISTILL, *pair) for pair in students]
+
+
+def two_cases():
+    """Per method its defaults, and one other pair of memory and sharing."""
+    cases = []
+    for row in METHODS.values():
+        default = row.config()
+        cases.append(Case(row.name, default.memory, default.sharing))
+        other = "gru" if "gru" in row.memory else row.memory[-1]
+        alone = "none" if "none" in row.sharing else row.sharing[-1]
+        cases.append(Case(row.name, other, alone))
+    cases += [Case(DISTILL, "none", "full_id"), Case(DISTILL, "gru", "none")]
+    return list(dict.fromkeys(cases))
+
+
+def skirmish(case, **leaves):
+    """The skirmish in the form that gives ``case`` its default network."""
+    return Skirmish(one_hot=case.memory == "none", **leaves)
+
+
+def algorithm(case, env, **given):
+    """The learner alone, on the pure layer."""
+    fields = case.fields(env.spec, **given)
+    if case.method != DISTILL:
+        method = METHODS[case.method]
+        return method.make(method.resolved(method.settings(**fields), env.spec), env)
+    teacher = algorithm(Case("tad_ppo", "none", "full_id"), env)
+    policy = teacher.policy(teacher.init(jax.random.key(7)), greedy=True)
+    config = DistillConfig(**fields)
+    settings = {**fields, **resolve_student(config, env.spec)}
+    return make_student(DistillConfig(**settings), env, policy)
+
+
+@functools.cache
+def teacher(one_hot):
+    """What the students are taught by: a run of TAD-PPO on the skirmish."""
+    case = Case("tad_ppo", "none", "full_id")
+    env = Skirmish(one_hot=one_hot)
+    return jt.run("tad_ppo", env, evaluations=ITERATIONS, episodes=8, **case.fields(env.spec))
+
+
+def learn(case, env, *, seeds=1, after_chunk=None, **given):
+    """A run of ``case`` in as many chunks as iterations; lists in ``given`` are swept."""
+    fields = case.fields(env.spec, **given)
+    options = {"evaluations": ITERATIONS, "episodes": 8, "after_chunk": after_chunk}
+    if case.method == DISTILL:
+        return distillation(teacher(env.spec.one_hot), env, **options, **fields)
+    return jt.run(case.method, env, seeds=seeds, **options, **fields)
+
+
+class Watched(NamedTuple):
+    """A run, and the state after each of its iterations on the host."""
+
+    trained: jt.Trained
+    states: list
+
+
+def watch(case, env, **options):
+    """:func:`learn`, keeping every state."""
+    states = []
+    keep = lambda number, state, metrics: states.append(jax.device_get(state))  # noqa: E731
+    return Watched(learn(case, env, after_chunk=keep, **options), states)
+
+
+@functools.cache
+def watched(case, **leaves):
+    """One member on the skirmish with these leaves: one program per case serves all of them."""
+    return watch(case, skirmish(case, **leaves))
+
+
+@contextlib.contextmanager
+def compilations():
+    """A list that grows by the name of each program that is compiled inside."""
+    names = []
+
+    def listen(event, duration, **about):
+        if event.endswith("backend_compile_duration"):
+            names.append(about.get("fun_name", event))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield names
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def assert_same_bits(one, other):
+    """Equal structure and equal bits, leaf by leaf."""
+    one, other = jax.device_get((one, other))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        name = jax.tree_util.keystr(path)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), f"{name}: {a} is not {b}"
+
+
+def assert_close(one, other, **tolerance):
+    """Equal structure and nearly equal numbers, leaf by leaf."""
+    one, other = jax.device_get((one, other))
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)
