@@ -73,8 +73,9 @@ class Study:
         timing = trained.timing
         compile_s, run_s = timing["trace_s"] + timing["compile_s"], timing["run_s"]
         self.programs.append(
-            {"games": len(games), "method": method, "members": len(trained.members)}
-            | {"trace_s": timing["trace_s"], "compile_s": timing["compile_s"], "run_s": run_s}
+            {"program": f"{method} on {next(iter(games))} and {len(games) - 1} more"}
+            | {"members": len(trained.members), "peak_MiB": timing["peak_bytes"] / 2**20}
+            | {name: timing[name] for name in ("trace_s", "compile_s", "run_s")}
         )
         by_game = trained.curves["return"].reshape(len(games), SEEDS, -1)
         for game, curve in zip(games, by_game, strict=True):
@@ -216,7 +217,7 @@ def main() -> None:
     print(report.table(rows, columns))
     print("\nOn matrix/note001 the policy methods start at p = q = 0.9 for the safe action; value")
     print("methods start as usual.\n")
-    print(report.table(study.programs))
+    print(report.table(study.programs, path=OUT / "programs.csv"))
     pictures = figures(study, kept)
     print("\n" + "\n".join(str(path) for path in [OUT / "table.csv", *pictures]))
     seconds = time.process_time() - began

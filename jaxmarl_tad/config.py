@@ -18,6 +18,7 @@ __all__ = [
     "check_range",
     "concrete",
     "config_of",
+    "differences",
     "leaf_fields",
     "require",
     "resolve_steps",
@@ -27,12 +28,40 @@ __all__ = [
 
 _T = TypeVar("_T")
 _LONGEST_ROLLOUT = 128
+_SIZES = [
+    "total_steps",
+    "envs",
+    "steps",
+    "epochs",
+    "minibatches",
+    "updates",
+    "batch",
+    "capacity",
+    "embed",
+    "hyper",
+    "hidden",
+]
 
 
 def config_of(cls: type[_T], fields: dict[str, Any]) -> _T:
-    """``cls(**fields)``, refusing unknown fields by name."""
-    check_keywords(fields, [*leaf_fields(cls), *static_fields(cls)], cls.__module__ + " config")
-    return cls(**fields)
+    """``cls(**fields)``, refusing unknown fields by name, sizes below 1 and impossible step sizes."""
+    known, owner = [*leaf_fields(cls), *static_fields(cls)], cls.__module__.rpartition(".")[2]
+    check_keywords(fields, known, f"the config of {owner}")
+    for name in _SIZES:
+        value = fields.get(name)
+        sizes = value if isinstance(value, tuple) else (value,)
+        positive = bool(sizes) and all(size >= 1 for size in sizes if isinstance(size, int))
+        require(positive, f"{owner}: {name}={value!r} must be positive.")
+    config = cls(**fields)
+    if "lr" in known:
+        check_range(config, lr=(0, float("inf")))
+    return config
+
+
+def differences(a: Spec, b: Spec) -> str:
+    """What tells two specs apart: ``n_actions=3 and not 2, horizon=1 and not 4``."""
+    pairs = ((n, getattr(a, n), getattr(b, n)) for n in a._fields)
+    return ", ".join(f"{n}={x!r} and not {y!r}" for n, x, y in pairs if x != y) or "other features"
 
 
 def as_dict(config: Any) -> dict[str, Any]:

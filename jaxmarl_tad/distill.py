@@ -119,6 +119,10 @@ def distill(
     )
     require(env is not None or isinstance(teacher, Trained), "a lone Policy needs an env.")
     if config is not None:
+        require(
+            isinstance(config, Config),
+            f"config must be a distill.Config, not a {type(config).__name__}.",
+        )
         given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         fields = given | fields
     settings = config_of(Config, fields)
@@ -127,7 +131,7 @@ def distill(
         count, name, rows = len(teacher.members), f"distill({teacher.name})", teacher.members
         game = None if env is None else as_game(env)[0]
         games = teacher.stacked.env if game is None else _tile(game, count)
-        spec = teacher.stacked.env.spec
+        spec = teacher.spec
         make_teacher: Make = teacher.plan.make
         member = teacher.stacked
         lesson = Lesson(games, member.config, member.source, teacher.state)

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
-from tad_envs import require
 
 from jaxmarl_tad.types import Key
+from tad_envs import require
 
 
 class Replay(NamedTuple):

@@ -19,11 +19,11 @@ import numpy as np
 
 from jaxmarl_tad import programs, sweep
 from jaxmarl_tad.algorithms import algorithm as lookup_algorithm
-from jaxmarl_tad.config import as_dict, leaf_fields
+from jaxmarl_tad.config import as_dict, differences, leaf_fields
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.sweep import Member, Plan
 from jaxmarl_tad.types import Policy, State
-from tad_envs import Environment, make, require
+from tad_envs import Environment, Spec, make, require
 
 Game = str | Environment | tuple[str | Environment, dict[str, Any]]
 """An environment, by name or made, or a pair of one and config fields that hold in it alone."""
@@ -53,6 +53,11 @@ class Trained:
     """``trace_s``, ``compile_s`` and ``run_s`` in CPU-seconds, ``wall_s``, ``peak_bytes``."""
 
     @property
+    def spec(self) -> Spec:
+        """Sizes and kinds of the environments, which all members share."""
+        return jax.tree.map(lambda x: x[0], self.stacked.env).spec
+
+    @property
     def final(self) -> dict[str, np.ndarray]:
         """The last evaluation of the deployed policy acting greedily, ``{name: [members]}``."""
         return {name: values[:, -1] for name, values in self.curves.items()}
@@ -60,8 +65,8 @@ class Trained:
     def policy(self, member: int = 0, *, greedy: bool = True) -> Policy:
         """One member's policy, for your own loop."""
         require(
-            -len(self.members) <= member < len(self.members),
-            f"member={member} does not exist; this run has members 0..{len(self.members) - 1}.",
+            isinstance(member, int) and -len(self.members) <= member < len(self.members),
+            f"member={member!r} does not exist; this run has members 0..{len(self.members) - 1}.",
         )
         own, state = jax.tree.map(lambda x: x[member], (self.stacked, self.state))
         return self.plan.make(own.config, own.source).policy(state, greedy=greedy)
@@ -102,7 +107,7 @@ class Trained:
 
 def run(
     algorithm: str,
-    env: Game | Sequence[Game],
+    env: Game | list[Game],
     *,
     seeds: int | Sequence[int] = 1,
     config: Any = None,
@@ -132,7 +137,8 @@ def run(
         ValueError: A name, field or size is not valid; raised before anything is compiled.
     """
     method = lookup_algorithm(algorithm)
-    games = [as_game(game) for game in (env if isinstance(env, list) else [env])]
+    given: Any = env if isinstance(env, list) else [env]
+    games = [as_game(game) for game in given]
     require(bool(games), "env=[] holds no environment; give at least one.")
     sweeps = {name: value for name, value in fields.items() if isinstance(value, list)}
     for name, values in sweeps.items():
@@ -152,6 +158,8 @@ def run(
     members, rows = [], []
     for game, own in games:
         for combination in sweep.product(sweeps):
+            both = sorted(set(combination) & set(own))
+            require(not both, f"{', '.join(both)} cannot be swept and also be given by {game.name!r}.")
             settings = {**common, **combination, **own}
             resolved = method.resolved(method.settings(**_arrays(settings)), game.spec)
             for seed in seed_list(seeds):
@@ -192,13 +200,15 @@ def execute(
     iterations = math.ceil(iterations / evaluations) * evaluations
     plan = Plan(make_algorithm, iterations, evaluations, episodes)
 
-    shapes = jax.eval_shape(lambda m: sweep.init_members(make_algorithm, m), stacked)
-    number = np.zeros((), np.int32)
-    program, new = programs.compiled(sweep.run_chunk, plan, stacked, shapes, number, donate=(1,))
+    def complete(members: Member) -> tuple[Any, ...]:
+        shapes = jax.eval_shape(lambda m: sweep.init_members(make_algorithm, m), members)
+        return members, shapes, np.zeros((), np.int32)
+
+    program, new = programs.compiled(sweep.run_chunk, plan, stacked, complete=complete, donate=(1,))
     began, wall = time.process_time(), time.perf_counter()
     chunk_steps = iterations // evaluations * steps_per_iteration
     line = _Progress(name, len(rows), chunk_steps, evaluations, program, new, progress)
-    state = jax.tree.map(_zeros, shapes)
+    state = jax.tree.map(_zeros, program.shapes[1])
     collected: list[dict[str, np.ndarray]] = []
     in_flight: dict[str, jax.Array] | None = None
     stacked = jax.device_put(stacked)
@@ -249,6 +259,10 @@ def evaluate(
         alone = policy
         values = jax.jit(lambda e, s: score(e, alone, jax.random.key(s), episodes))(game, key_data)
         return {name: np.asarray(value)[None] for name, value in values.items()}
+    require(
+        isinstance(policy, Trained),
+        f"policy must be what run() returned or a Policy, not a {type(policy).__name__}.",
+    )
     _same_sizes(policy, game)
     scored = programs.compiled(
         _score_members,
@@ -272,10 +286,10 @@ def _score_members(static: Any, members: Member, state: State, env: Any, seed: A
 
 
 def _same_sizes(trained: Trained, env: Environment) -> None:
-    expected = trained.stacked.env.spec
+    expected = trained.spec
     require(
         env.spec == expected,
-        f"the policy was made for {expected}; {env.name!r} has {env.spec}.",
+        f"the policy was made for other sizes; {env.name!r} has {differences(env.spec, expected)}.",
     )
 
 
@@ -286,6 +300,8 @@ def seed_list(seeds: int | Sequence[int]) -> list[int]:
         return list(range(seeds))
     whole = isinstance(seeds, Sequence) and all(isinstance(s, int) for s in seeds) and len(seeds)
     require(bool(whole), f"seeds={seeds!r} must be a positive int or a list of ints.")
+    bad = [s for s in seeds if not 0 <= s < 2**31]  # type: ignore[union-attr]
+    require(not bad, f"seeds holds {bad[:1]}; seeds must lie in 0..{2**31 - 1}.")
     return list(seeds)  # type: ignore[arg-type]
 
 
@@ -318,7 +334,7 @@ def _arrays(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _zeros(shape: Any) -> jax.Array:
-    if jax.dtypes.issubdtype(shape.dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(shape.dtype, jax.dtypes.prng_key):
         return jax.random.split(jax.random.key(0), shape.shape)
     return jax.numpy.zeros(shape.shape, shape.dtype)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxmarl_tad.config import as_dict
+from jaxmarl_tad.config import as_dict, differences
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.train import chunk, init
 from jaxmarl_tad.types import Algorithm, Metrics, State
@@ -81,7 +81,7 @@ def _difference(a: Member, b: Member) -> str:
     if a.env.spec != b.env.spec or type(a.env) is not type(b.env):
         return (
             "environments of one run must have the same kind and sizes; "
-            f"{a.env.name!r} has {a.env.spec} and {b.env.name!r} has {b.env.spec}."
+            f"{b.env.name!r} has {differences(b.env.spec, a.env.spec)} as {a.env.name!r} has."
         )
     return f"members of one run must have equal static fields; these differ: {', '.join(fields)}."
 

@@ -44,6 +44,7 @@ def lambda_returns(
     return targets
 
 
-def _spread(x: Array, like: Array) -> Array:
+def _spread(x: Real | Array, like: Array) -> Array:
     """``x`` with trailing unit axes broadcast to the shape of ``like``."""
+    x = jnp.asarray(x)
     return jnp.broadcast_to(x.reshape(x.shape + (1,) * (like.ndim - x.ndim)), like.shape)

@@ -4,10 +4,12 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from jaxmarl_tad.algorithms.joint import tad_ppo
 from jaxmarl_tad.algorithms.policy import ppo
 from jaxmarl_tad.algorithms.value import q_learning
-from jaxmarl_tad.config import config_of
+from jaxmarl_tad.config import concrete, config_of
 from jaxmarl_tad.sweep import Make
 from tad_envs import Spec, lookup, require
 
@@ -46,6 +48,13 @@ class Method(NamedTuple):
             kind in self.actions,
             f"{self.name} supports {' and '.join(self.actions)} actions, not {kind} ones.",
         )
+        logits = getattr(config, "initial_logits", 0.0)
+        if concrete(logits):
+            require(
+                np.shape(logits) in ((), (spec.n_actions,), (spec.n_agents, spec.n_actions)),
+                f"{self.name}: initial_logits of shape {np.shape(logits)} must have one number for each "
+                f"of the {spec.n_actions} actions, or one such row for each of {spec.n_agents} agents.",
+            )
         return dataclasses.replace(config, **self.resolve(config, spec))
 
 

@@ -19,11 +19,12 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
-from tad_envs import Spec
 
 from jaxmarl_tad.networks.net import Kind, draw, state_inputs, table
 from jaxmarl_tad.types import Key, Params
+from tad_envs import Spec
 
 Name = Literal["none", "vdn", "qmix"]
 
@@ -51,9 +52,8 @@ def mixer(name: Name, kind: Kind, spec: Spec, *, embed: int = 32, hidden: int = 
     if name == "none":
         return Mixer(lambda key: (), lambda state: (), lambda params, q, state: q)
     if name == "vdn":
-        return Mixer(
-            lambda key: (), lambda state: (), lambda params, q, state: q @ jnp.ones((q.shape[-1], 1))
-        )
+        ones = np.ones((spec.n_agents, 1), np.float32)
+        return Mixer(lambda key: (), lambda state: (), lambda params, q, state: q @ ones)
     view, _ = state_inputs(kind, spec)
     sizes = (spec.n_agents * embed, embed, embed, 1)
     if kind == "table":

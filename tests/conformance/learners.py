@@ -69,10 +69,6 @@ class Case(NamedTuple):
         return fields | given
 
 
-def _declared(memory, sharing):
-    return {m.name: (memory(m.memory), sharing(m.sharing)) for m in METHODS.values()}
-
-
 def every_case():
     """Every combination of memory and sharing that a row declares, and the student's."""
     cases = [
@@ -172,7 +168,9 @@ def assert_same_bits(one, other):
     """Equal structure and equal bits, leaf by leaf."""
     one, other = jax.device_get((one, other))
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
         name = jax.tree_util.keystr(path)
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), f"{name}: {a} is not {b}"
 
@@ -181,5 +179,7 @@ def assert_close(one, other, **tolerance):
     """Equal structure and nearly equal numbers, leaf by leaf."""
     one, other = jax.device_get((one, other))
     assert jax.tree.structure(one) == jax.tree.structure(other)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True):
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
+    ):
         np.testing.assert_allclose(a, b, err_msg=jax.tree_util.keystr(path), **tolerance)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import pytest
 from conformance import learners
 from jax.experimental.key_reuse._core import check_key_reuse_jaxpr
+from jax.extend import core as jax_core
 
 import jaxmarl_tad as jt
 
@@ -52,7 +53,7 @@ def equations(jaxpr):
     """All equations, also of the programs inside loops, branches and calls."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jax_core.jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 
@@ -110,7 +111,9 @@ def test_the_laws_would_notice():
         return jax.random.normal(key) + jax.random.normal(key)
 
     with pytest.raises(jax.errors.KeyReuseError):
-        check_key_reuse_jaxpr(jax.make_jaxpr(jax.vmap(twice))(jax.random.split(jax.random.key(0))).jaxpr)
+        check_key_reuse_jaxpr(
+            jax.make_jaxpr(jax.vmap(twice))(jax.random.split(jax.random.key(0))).jaxpr
+        )
 
     def inner(x):
         jax.debug.callback(lambda x: None, x)

@@ -14,7 +14,9 @@ from jaxmarl_tad.sharing import sharing
 
 ROWS, A = 64, 5
 LOG_PROBABILITIES = jax.jit(distributions.log_probabilities)
+LOG_PROBABILITY = jax.jit(distributions.log_probability)
 SAMPLE = jax.jit(distributions.sample)
+DECIDE = jax.jit(distributions.decide, static_argnums=2)
 
 
 def rows(seed, scale=2.0):
@@ -43,7 +45,7 @@ def test_values_equal_distrax(distrax):
     p, q = (distrax.Categorical(logits=np.where(legal, x, -np.inf)) for x in (logits, other))
     ours, theirs = LOG_PROBABILITIES(logits, legal), LOG_PROBABILITIES(other, legal)
     close = {"rtol": 1e-5, "atol": 1e-6}
-    np.testing.assert_allclose(distributions.log_probability(ours, action), p.log_prob(action), **close)
+    np.testing.assert_allclose(LOG_PROBABILITY(ours, action), p.log_prob(action), **close)
     np.testing.assert_allclose(distributions.entropy(ours), p.entropy(), **close)
     np.testing.assert_allclose(distributions.kl(ours, theirs), p.kl_divergence(q), **close)
     np.testing.assert_array_equal(distributions.mode(ours), p.mode())
@@ -61,10 +63,10 @@ def test_gradients_have_their_closed_forms():
     entropy = -(p * log_p).sum(-1, keepdims=True)
 
     def slope(function):
-        return jax.jit(jax.grad(lambda z: function(distributions.log_probabilities(z, legal)).sum()))
+        return jax.jit(jax.grad(lambda z: function(distributions.log_probabilities(z, jnp.asarray(legal))).sum()))
 
     target = LOG_PROBABILITIES(logits, legal)
-    taken = slope(lambda lp: distributions.log_probability(lp, action))(logits)
+    taken = slope(lambda lp: distributions.log_probability(lp, jnp.asarray(action)))(logits)
     spread = slope(distributions.entropy)(logits)
     divergence = slope(lambda lp: distributions.kl(target, lp))(other)
     np.testing.assert_allclose(taken, legal * (np.eye(A)[action] - p), atol=1e-6)
@@ -98,7 +100,7 @@ def test_frequencies_follow_the_probabilities(case):
     draws = 100_000
     logits, legal = np.float32(DRAWN[case][0]), np.bool_(DRAWN[case][1])
     uniform = jax.random.uniform(jax.random.key(list(DRAWN).index(case)), (draws,))
-    log_probs = jnp.broadcast_to(distributions.log_probabilities(logits, legal), (draws, A))
+    log_probs = jnp.broadcast_to(LOG_PROBABILITIES(logits, legal), (draws, A))
     counts = np.bincount(SAMPLE(uniform, log_probs), minlength=A)
     np.testing.assert_array_equal(counts[~legal], 0)
     expected = draws * exact(logits, legal)
@@ -129,9 +131,9 @@ def test_edge_uniforms_draw_the_first_and_the_last_legal_action():
 def test_the_uniform_number_decides_by_the_distribution_function():
     # Probabilities 1/2, 0 (illegal), 1/4, 1/8, 1/8 have the steps 1/2, 3/4, 7/8.
     p = np.log(np.float32([0.5, 1.0, 0.25, 0.125, 0.125]))
-    log_probs = distributions.log_probabilities(p, np.bool_([1, 0, 1, 1, 1]))
+    log_probs = LOG_PROBABILITIES(p, np.bool_([1, 0, 1, 1, 1]))
     uniform = np.float32([0.0, 0.49, 0.51, 0.74, 0.76, 0.87, 0.88, 0.99])
-    action = distributions.sample(uniform, jnp.broadcast_to(log_probs, (8, A)))
+    action = SAMPLE(uniform, jnp.broadcast_to(log_probs, (8, A)))
     np.testing.assert_array_equal(action, [0, 0, 2, 2, 3, 3, 4, 4])
 
 
@@ -139,7 +141,7 @@ def test_an_agent_without_legal_actions_does_nothing_harmful():
     # Environments may leave a dead agent no legal action; what it "does" is masked, not out of range.
     log_probs = LOG_PROBABILITIES(np.zeros((ROWS, A), np.float32), np.zeros((ROWS, A), bool))
     for greedy in (False, True):
-        action, told = distributions.decide(np.full(ROWS, 0.3, np.float32), log_probs, greedy)
+        action, told = DECIDE(np.full(ROWS, 0.3, np.float32), log_probs, greedy)
         assert ((np.asarray(action) >= 0) & (np.asarray(action) < A)).all()
         assert np.isfinite(told["log_prob"]).all()
     assert np.isfinite(distributions.entropy(log_probs)).all()
@@ -153,7 +155,7 @@ def test_decide_tells_what_it_did():
         (True, np.where(legal, logits, -np.inf).argmax(-1)),
         (False, SAMPLE(uniform, log_probs)),
     ]:
-        action, told = distributions.decide(uniform, log_probs, greedy)
+        action, told = DECIDE(uniform, log_probs, greedy)
         np.testing.assert_array_equal(action, expected)
         p = exact(logits, legal)[np.arange(ROWS), action]
         np.testing.assert_allclose(np.exp(told["log_prob"]), p, rtol=1e-5)
@@ -161,7 +163,7 @@ def test_decide_tells_what_it_did():
 
 
 def test_mode_takes_the_lowest_of_equals():
-    log_probs = distributions.log_probabilities(np.float32([1, 2, 2, 0, 2]), np.bool_([1, 0, 1, 1, 1]))
+    log_probs = LOG_PROBABILITIES(np.float32([1, 2, 2, 0, 2]), np.bool_([1, 0, 1, 1, 1]))
     assert int(distributions.mode(log_probs)) == 2
 
 
@@ -173,7 +175,7 @@ def test_distributions_of_a_table_are_those_of_its_rows(mode):
     size = inputs * (agents if share.identity else 1)
     table = rng.normal(size=(share.sets, size, A)).astype(np.float32)
     legal = rows(11)[1][A : A + agents]
-    made = choices(jnp.asarray(table), share, legal)
+    made = choices(jnp.asarray(table), share, jnp.asarray(legal))
     for agent in range(agents):
         for row in range(inputs):
             own = table[share.assignment[agent], row + (agent * inputs if share.identity else 0)]

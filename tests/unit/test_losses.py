@@ -5,15 +5,11 @@ import numpy as np
 import pytest
 import scipy.special
 
-from jaxmarl_tad.losses import (
-    clipped_surrogate,
-    clipped_value_loss,
-    huber,
-    masked_mean,
-    standardise,
-)
+from jaxmarl_tad import losses
+from jaxmarl_tad.losses import clipped_surrogate, clipped_value_loss
 
 SHAPE = (4, 3, 2)
+masked_mean, standardise, huber = map(jax.jit, (losses.masked_mean, losses.standardise, losses.huber))
 
 
 def sample(seed, scale=1.0, offset=0.0):
@@ -99,14 +95,14 @@ def test_standardise_of_a_constant_is_zero():
 
 
 @pytest.mark.parametrize("filling", [1e30, -7.0, np.nan, np.inf])
-@pytest.mark.parametrize("function", [masked_mean, standardise])
+@pytest.mark.parametrize("function", [masked_mean, standardise], ids=["mean", "standardise"])
 def test_masked_entries_have_no_influence(function, filling):
     x, mask = sample(4)
     other = np.where(mask, x, np.float32(filling))
     np.testing.assert_array_equal(function(x, mask), function(other, mask))
 
 
-@pytest.mark.parametrize("function", [masked_mean, standardise])
+@pytest.mark.parametrize("function", [masked_mean, standardise], ids=["mean", "standardise"])
 def test_masked_entries_have_no_gradient(function):
     x, mask = sample(5)
     direction = np.random.default_rng(6).normal(size=SHAPE).astype(np.float32)

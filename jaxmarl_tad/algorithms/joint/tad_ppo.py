@@ -172,7 +172,7 @@ def make(config: Config, env: Environment) -> Algorithm:
     line = np.asarray(tuple(chosen_order), np.int32)
 
     # In a finite game every agent reads rows of its own table of distributions.
-    legal = legal_actions(env) if config.network == "table" else None
+    legal: Any = legal_actions(env) if config.network == "table" else None
 
     # What policy and critic see before anybody has chosen: one input for the whole team.
     tabular, recurrent = config.network == "table", config.memory == "gru"
@@ -216,9 +216,9 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     def rows(observation: Observation, action: Any, before: Any) -> Any:
         """The row that each agent's choice was read from: what tables learn from ``[N]``."""
-        tokens = jax.vmap(lambda i, a: actor.token(None, None, i, a))(agents, action)
-        code = prefixes(tokens, before & observation.alive[None, :])
         state = view(observation)
+        tokens = jax.vmap(lambda i, a: actor.token(None, state, i, a))(agents, action)
+        code = prefixes(tokens, before & observation.alive[None, :])
         return jax.vmap(lambda i, c: table_row(state, i, c, n, spec.n_actions))(agents, code)
 
     def first_value(params: Any, memory: Memory, observation: Observation, order: Any) -> Any:

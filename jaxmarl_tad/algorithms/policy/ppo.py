@@ -167,7 +167,7 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     # In a finite game every agent reads rows of its own table of distributions.
     tabular = config.network == "table"
-    legal = legal_actions(env) if tabular else None
+    legal: Any = legal_actions(env) if tabular else None
 
     def views(observation: Observation) -> Any:
         if tabular:

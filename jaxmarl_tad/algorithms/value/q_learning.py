@@ -12,10 +12,10 @@
 Source: Tan 1993 (IQL: no mixer, every agent's Q has an error of its own on the common reward), Sunehag
 et al. 2018 (VDN: a sum), Rashid et al. 2018, eqs. 5-6 (QMIX: a monotone network whose weights are made
 from the state); van Hasselt et al. 2016 (double Q). Differs in that truncated episodes bootstrap from
-their true final observation. Dead agents have utility 0 in every mixer; without one, they have no error.
+their true final observation. Dead agents have utility 0 in every mixer, and no error of their own.
 
-By default ε is 1 throughout and acting is learned from random play: what a mixer then finds on a game
-is a property of the mixer, not of the exploration.
+By default ε is 1 throughout, so that everything is learned from random play: what is then found in a
+game is a property of the mixer and not of the exploration.
 """
 
 from typing import Any, NamedTuple
@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
-from tad_envs import Environment, Observation, Spec
 
 from jaxmarl_tad import replay
 from jaxmarl_tad.config import Real, check_range, require, struct
@@ -44,13 +43,14 @@ from jaxmarl_tad.rollout import episodes
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.targets import lambda_returns
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+from tad_envs import Environment, Observation, Spec
 
 
 @struct
 class Config:
     """Settings of IQL, VDN and QMIX."""
 
-    total_steps: int = 4_800
+    total_steps: int = 6_400
     """Environment steps of one member, rounded to whole iterations; padding counts."""
     envs: int = 32
     """Episodes collected in each iteration; divides ``capacity``."""
@@ -63,7 +63,7 @@ class Config:
     capacity: int = 512
     """Episodes that the replay holds."""
     lr: Real | None = None
-    """Adam's learning rate; 0.1 for tables and 5e-4 for other networks unless given."""
+    """Adam's learning rate; 0.05 for tables and 5e-4 for other networks unless given."""
     gamma: Real = 0.99
     """Discount per environment step, in [0, 1]."""
     lam: Real = 0.0
@@ -103,10 +103,21 @@ class Config:
         )
         require(
             self.capacity >= self.batch,
-            f"q_learning: capacity={self.capacity} must hold a batch={self.batch}.",
+            f"q_learning: capacity={self.capacity} must be at least batch={self.batch}.",
         )
         shares = ("gamma", "lam", "epsilon_start", "epsilon_end", "epsilon_fraction")
         check_range(self, **dict.fromkeys((*shares, "target_update"), (0, 1)))
+
+    @property
+    def first_episodes(self) -> int:
+        """Episodes of random play with which the replay starts: a batch, in whole collections."""
+        return -(-self.batch // self.envs) * self.envs
+
+    @property
+    def first_steps(self) -> int:
+        """Environment steps that these take."""
+        assert self.steps is not None, "resolve() fills this in"
+        return self.first_episodes * self.steps
 
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:
@@ -117,7 +128,7 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
         f"q_learning: steps={config.steps} must be the horizon, {spec.horizon}: whole episodes.",
     )
     kind = resolve_kind(config.network, config.memory, spec, spec.obs_dim * spec.n_agents)
-    lr = (0.1 if kind == "table" else 5e-4) if config.lr is None else config.lr
+    lr = (0.05 if kind == "table" else 5e-4) if config.lr is None else config.lr
     return {"network": kind, "steps": spec.horizon, "lr": lr}
 
 
@@ -192,6 +203,14 @@ def make(config: Config, env: Environment) -> Algorithm:
         apply = lambda m, x: act_all(params.agents, m, x)  # noqa: E731
         return unroll(apply, start(), memory, batch.views, first)[0]
 
+    def seen(batch: Record, rows: slice) -> Record:
+        """What was seen in these rows."""
+        return batch._replace(
+            state=jax.tree.map(lambda x: x[rows], batch.state),
+            legal=batch.legal[rows],
+            alive=batch.alive[rows],
+        )
+
     def total(params: Params, q: Array, action: Array, alive: Array, state: Any) -> Array:
         """Values ``[T, B, K]`` of joint actions, given all utilities ``[T, B, N, A]``."""
         own = jnp.take_along_axis(q, action[..., None], axis=-1)[..., 0]
@@ -199,11 +218,11 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     def loss(params: Params, target: Params, batch: Record) -> tuple[Array, Metrics]:
         q, delayed = utilities(params, batch), utilities(target, batch)
-        now, ahead = (jax.tree.map(lambda x: x[i], batch) for i in (slice(-1), slice(1, None)))
-        best = greedy((q if config.double else delayed)[1:], ahead.legal)
+        now, ahead = seen(batch, slice(-1)), seen(batch, slice(1, None))
+        following = best((q if config.double else delayed)[1:], ahead.legal)
         returns = lambda_returns(
             batch.reward,
-            total(target, delayed[1:], best, ahead.alive, ahead.state),
+            total(target, delayed[1:], following, ahead.alive, ahead.state),
             batch.terminated,
             batch.truncated,
             config.gamma,
@@ -217,8 +236,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         return error, {"loss": error, "q": masked_mean(value, counts)}
 
     def collect(key: Key, params: Params, epsilon: Real, envs: int) -> Record:
-        seen = episodes(env, policy_of(params, epsilon), key, envs, spec.horizon)
-        step = seen.transition
+        played = episodes(env, policy_of(params, epsilon), key, envs, spec.horizon)
+        step = played.transition
         shown = jax.tree.map(
             lambda now, after: jnp.concatenate([now, after[-1:]]), step.observation, step.next
         )
@@ -228,22 +247,22 @@ def make(config: Config, env: Environment) -> Algorithm:
             legal=shown.legal,
             alive=shown.alive,
             action=step.action,
-            reward=jnp.where(seen.valid, step.reward, 0.0),
+            reward=jnp.where(played.valid, step.reward, 0.0),
             terminated=step.terminated,
             truncated=step.truncated,
-            valid=seen.valid,
+            valid=played.valid,
         )
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), record)
 
     def init(key: Key) -> State:
         agents_key, mixer_key, collect_key = jax.random.split(key, 3)
         params = Params(init_sets(agent.init, agents_key, share), mixing.init(mixer_key))
-        first = -(-config.batch // config.envs) * config.envs
+        first = collect(collect_key, params, 1.0, config.first_episodes)
         return State(
             params=params,
             target=params,
             optimiser=optimiser.init(params),
-            replay=replay.init(collect(collect_key, params, 1.0, first), config.capacity),
+            replay=replay.init(first, config.capacity),
         )
 
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
@@ -257,20 +276,22 @@ def make(config: Config, env: Environment) -> Algorithm:
             drawn = replay.sample(memory, jax.random.fold_in(learn_key, i), config.batch)
             batch = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
             gradient, report = jax.grad(loss, has_aux=True)(params, target, batch)
-            params, optimiser_state = optimiser.update(gradient, optimiser_state, params, lr*(1-progress) if __import__("os").environ.get("ANN") else lr)
+            params, optimiser_state = optimiser.update(gradient, optimiser_state, params, lr)
             target = jax.tree.map(lambda t, p: t + config.target_update * (p - t), target, params)
             return (params, target, optimiser_state), report
 
         carry = (state.params, state.target, state.optimiser)
         carry, reports = jax.lax.scan(update, carry, jnp.arange(config.updates))
         report = jax.tree.map(lambda x: x.mean(0), reports)
-        return State(*carry, memory), report | {"epsilon": jnp.asarray(epsilon)}
+        params, target, optimiser_state = carry
+        state = State(params, target, optimiser_state, memory)
+        return state, report | {"epsilon": jnp.asarray(epsilon)}
 
-    def policy_of(params: Params, epsilon: Real) -> Policy:
+    def policy_of(params: Params, epsilon: Real | None) -> Policy:
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
             q, memory = act_all(params.agents, memory, views(observation))
-            action = greedy(q, observation.legal)
-            if not (isinstance(epsilon, float) and epsilon == 0.0):
+            action = best(q, observation.legal)
+            if epsilon is not None:
                 uniform = jax.random.uniform(key, (spec.n_agents,))
                 action = explore(uniform, epsilon, observation.legal, action)
             return action, memory, {"q": q}
@@ -278,12 +299,12 @@ def make(config: Config, env: Environment) -> Algorithm:
         return Policy(start=start, act=act, execution="decentralised")
 
     def policy(state: State, *, greedy: bool) -> Policy:
-        return policy_of(state.params, 0.0 if greedy else config.epsilon_end)
+        return policy_of(state.params, None if greedy else config.epsilon_end)
 
     return Algorithm(init, step, policy)
 
 
-def greedy(q: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"]) -> Int[Array, "*batch"]:
+def best(q: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"]) -> Int[Array, "*batch"]:
     """The legal action of the highest value; the lowest index among equals."""
     return jnp.argmax(jnp.where(legal, q, IMPOSSIBLE), axis=-1).astype(jnp.int32)
 

@@ -1,0 +1,122 @@
+"""Every method finds the value or the policy that is known, in 16 seeds of one program.
+
+A table learns all probes at once: they have one shape, and are told apart by leaves. What fails says
+where to look; :mod:`conformance.probes` has the list.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conformance.probes import PROBES
+
+import jaxmarl_tad as jt
+from jaxmarl_tad.algorithms import METHODS
+from jaxmarl_tad.networks.mixers import mixer
+from tad_envs import check, solve
+
+SEEDS, GAMMA = 16, 0.8
+ENOUGH = 15
+"""Seeds that must succeed: one in sixteen may have been unlucky."""
+
+BUDGET = {
+    # 150 iterations of 32 environments. One pass with entropy 0: the answers are known, the policies
+    # of `action` and `both` need no exploration, and entropy is no part of the value.
+    "policy": {"total_steps": 9_600, "envs": 32, "entropy_coef": 0.0},
+    "joint": {"total_steps": 9_600, "envs": 32, "entropy_coef": 0.0},
+    "value": {"total_steps": 19_200},
+}
+"""Settings beyond the defaults, per family: didactic budgets are for 128 environments."""
+
+
+@functools.cache
+def learned(name):
+    fields = BUDGET.get(METHODS[name].family, {})
+    games = list(PROBES.values())
+    return jt.run(name, games, seeds=SEEDS, evaluations=2, gamma=GAMMA, **fields)
+
+
+def members_of(probe):
+    first = list(PROBES).index(probe) * SEEDS
+    return slice(first, first + SEEDS)
+
+
+def state_at(probe, bits, clock):
+    env = PROBES[probe]
+    start = env.starts()[1]
+    place = start._replace(bits=jnp.full(3, bits, jnp.int32), clock=jnp.asarray(clock, jnp.int32))
+    return env.observe(place)
+
+
+def values_at(name, probe, bits=0, clock=0):
+    """What each seed holds the value to be, ``[seeds, K]``; K values where agents have their own."""
+    run = learned(name)
+    mine = members_of(probe)
+    seen = state_at(probe, bits, clock)
+    if METHODS[name].family == "value":
+        mixing = mixer(
+            run.config.mixer,
+            run.config.network,
+            PROBES[probe].spec,
+            embed=run.config.embed,
+            hidden=run.config.hyper,
+        )
+
+        @jax.jit
+        @jax.vmap
+        def values(member, state):
+            policy = run.plan.make(member.config, member.source).policy(state, greedy=True)
+            action, _, extras = policy.act(jax.random.key(0), policy.start(), seen)
+            own = jnp.take_along_axis(extras["q"], action[:, None], axis=1)[:, 0]
+            return mixing.mix(state.params.mixer, own[None, None], mixing.view(seen.state)[None, None])
+
+        return np.asarray(values(*jax.tree.map(lambda x: x[mine], (run.stacked, run.state)))).reshape(SEEDS, -1)
+
+    assert run.config.network == "table"
+    assert run.config.sharing == "full_id"
+    state, rows = run.state, int(jnp.argmax(seen.state))
+    table = state.params.critic
+    if METHODS[name].family == "joint":
+        table, rows = table["head"], rows * 3 ** (3 - 1)  # agent 0's row where nobody has chosen yet
+    elif run.config.critic == "local":
+        rows = [4 * agent + int(jnp.argmax(seen.agents[agent])) for agent in range(3)]
+    predicted = np.asarray(table)[mine, 0, rows, 0].reshape(SEEDS, -1)
+    weight = np.asarray(state.scale.weight)[mine, None]
+    mean = np.asarray(state.scale.mean)[mine, None] / weight
+    square = np.asarray(state.scale.square)[mine, None] / weight
+    return mean + predicted * np.sqrt(np.maximum(square - mean**2, 1e-2))
+
+
+KNOWN = [
+    ("constant", 0, 0, 1.0),
+    ("seen", 0, 0, -1.0),
+    ("seen", 1, 0, 1.0),
+    ("delayed", 0, 0, GAMMA),
+    ("delayed", 0, 1, 1.0),
+    ("endless", 0, 0, 1 / (1 - GAMMA)),
+]
+
+
+@pytest.mark.parametrize(("probe", "bits", "clock", "known"), KNOWN)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_value_is_found(name, probe, bits, clock, known):
+    error = np.abs(values_at(name, probe, bits, clock) - known).max(axis=1)
+    assert (error <= 0.05 * max(1, abs(known))).sum() >= ENOUGH, error
+
+
+@pytest.mark.parametrize("probe", ["constant", "delayed", "action", "both"])
+@pytest.mark.parametrize("name", METHODS)
+def test_the_policy_is_found(name, probe):
+    """The greedy policy earns what the oracle says, in every episode of its evaluation."""
+    best = solve(PROBES[probe]).value
+    found = np.abs(learned(name).final["return"][members_of(probe)] - best) <= 1e-3
+    assert found.sum() >= ENOUGH
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_the_probes_are_environments_with_these_optima(probe):
+    check(PROBES[probe])
+    known = {"seen": 0.0, "delayed": GAMMA, "endless": 1 + GAMMA}.get(probe, 1.0)
+    assert solve(PROBES[probe], gamma=GAMMA).value == pytest.approx(known)
