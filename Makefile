@@ -11,6 +11,9 @@ RUN := .venv/bin/python
 export UV_SYSTEM_CERTS := true
 export UV_NATIVE_TLS := true
 
+# Modules are kept compiled even where the shell says not to: without, every start costs 2 s of CPU.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help venv didactic test learn check bench mutants doctor lock clean distclean
 ifneq ($(ACCEL),$(INSTALLED))
 .PHONY: .venv/.ok

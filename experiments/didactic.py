@@ -198,6 +198,18 @@ def figures(study: Study, kept: dict) -> list[pathlib.Path]:
     ]
 
 
+def summary(rows: list[dict]) -> str:
+    """A Markdown table of games and methods: the most frequent return, and the share at the optimum."""
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    cells = {(row["game"], row["method"]): row for row in rows}
+    lines = [["game", "optimum", *methods], ["---"] + ["---:"] * (len(methods) + 1)]
+    for game in dict.fromkeys(row["game"] for row in rows):
+        own = [cells[game, method] for method in methods]
+        ends = [f"{row['modal_return']:g} ({100 * row['share_optimal']:.0f} %)" for row in own]
+        lines.append([f"`{game}`", f"{own[0]['optimum']:g}", *ends])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def main() -> None:
     began, wall = time.process_time(), time.perf_counter()
     study, kept = Study(), {}
@@ -215,6 +227,7 @@ def main() -> None:
         row["seeds ending at"] = "  ".join(f"{end:g} ×{share * SEEDS:.0f}" for end, share in ends)
     columns = ["game", "method", "optimum", "mean_return", "share_optimal", "seeds ending at"]
     print(report.table(rows, columns))
+    (OUT / "summary.md").write_text(summary(rows))
     print("\nOn matrix/note001 the policy methods start at p = q = 0.9 for the safe action; value")
     print("methods start as usual.\n")
     print(report.table(study.programs, path=OUT / "programs.csv"))

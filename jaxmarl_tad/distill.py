@@ -84,6 +84,7 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
 
 def distill(
     teacher: Trained | Policy,
+    /,
     env: Game | None = None,
     *,
     config: Config | None = None,

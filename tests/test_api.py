@@ -252,7 +252,7 @@ def test_what_is_public_is_described(name):
     assert inspect.getdoc(thing)
     if not inspect.isfunction(thing):
         return
-    assert len(inspect.getdoc(thing).splitlines()[0]) > 20
+    assert len(inspect.getdoc(thing).splitlines()[0]) > 10
     signature = inspect.signature(thing)
     assert signature.return_annotation is not signature.empty
     for parameter in signature.parameters.values():

@@ -45,7 +45,10 @@ CASES = {
         "jt.run('ippo', 'hallway', total_steps=1e4)",
         ["total_steps=10000.0", "int", "10000"],
     ),
-    "evaluations is a float": ("jt.run('ippo', 'hallway', evaluations=2.0)", ["evaluations=2.0", "int"]),
+    "evaluations is a float": (
+        "jt.run('ippo', 'hallway', evaluations=2.0)",
+        ["evaluations=2.0", "int"],
+    ),
     "lr is text": ("jt.run('ippo', 'hallway', lr='0.1')", ["lr='0.1'", "number"]),
     "lr is a tuple": ("jt.run('ippo', 'hallway', lr=(0.1, 0.2))", ["lr=(0.1, 0.2)", "number"]),
     "hidden is an int": ("jt.run('ippo', 'hallway', hidden=64)", ["hidden=64", "tuple"]),
@@ -83,7 +86,10 @@ CASES = {
         "jt.run('tad_ppo', 'hallway', order=(0, 2))",
         ["order=(0, 2)", "permutation", "0..1"],
     ),
-    "order is unknown": ("jt.run('tad_ppo', 'hallway', order='backwards')", ["order='backwards'", "reversed"]),
+    "order is unknown": (
+        "jt.run('tad_ppo', 'hallway', order='backwards')",
+        ["order='backwards'", "reversed"],
+    ),
     # sizes
     "minibatches do not divide": (
         "jt.run('ippo', 'hallway', envs=8, minibatches=3)",
@@ -125,7 +131,10 @@ CASES = {
         ["payoff[0, 1]", "nan", "finite"],
     ),
     "payoff of rank 1": ("jt.make('matrix/custom', payoff=[1, 2])", ["1 axes", "at least 2"]),
-    "payoff with ragged rows": ("jt.make('matrix/custom', payoff=[[1, 2], [3]])", ["[[1, 2], [3]]", "equal length"]),
+    "payoff with ragged rows": (
+        "jt.make('matrix/custom', payoff=[[1, 2], [3]])",
+        ["[[1, 2], [3]]", "equal length"],
+    ),
     "length below one": ("jt.make('hallway', length=0)", ["length=0", "1"]),
     "environments of two shapes": (
         "jt.run('ippo', ['matrix/climbing', 'matrix/note001'])",
@@ -145,8 +154,14 @@ CASES = {
         ["lr"],
     ),
     # stages and results
-    "evaluate in another shape": ("jt.evaluate(trained, 'matrix/climbing')", ["'matrix/climbing'", "made for"]),
-    "distil in another shape": ("jt.distill(trained, 'matrix/climbing')", ["'matrix/climbing'", "made for"]),
+    "evaluate in another shape": (
+        "jt.evaluate(trained, 'matrix/climbing')",
+        ["'matrix/climbing'", "made for"],
+    ),
+    "distil in another shape": (
+        "jt.distill(trained, 'matrix/climbing')",
+        ["'matrix/climbing'", "made for"],
+    ),
     "evaluate what is no policy": ("jt.evaluate('ippo', 'hallway')", ["str"]),
     "evaluate no episodes": ("jt.evaluate(trained, 'hallway', episodes=0)", ["episodes=0", "positive"]),
     "distil what is no policy": ("jt.distill('tad_ppo', 'hallway')", ["str", "Policy"]),

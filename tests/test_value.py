@@ -1,6 +1,7 @@
 """IQL, VDN and QMIX: what each can represent is known in closed form, and so is what it then plays."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conformance.probes import Skirmish
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 import jaxmarl_tad as jt
 from jaxmarl_tad import replay
@@ -176,8 +177,9 @@ def test_few_states_and_many_are_mixed_alike(monkeypatch):
     made, team, _ = mixing("qmix", "table")
     params = wild(made, 1)
     rng = np.random.default_rng(1)
-    q, state = rng.normal(size=(20, N)).astype(np.float32), rng.integers(0, S, 20)
-    expected = [qmix_in_numpy(params[s], own, 5) for s, own in zip(state, q, strict=True)]
+    q = jnp.asarray(rng.normal(size=(20, N)), jnp.float32)
+    state = jnp.asarray(rng.integers(0, S, 20))
+    expected = [qmix_in_numpy(params[s], own, 5) for s, own in zip(state, np.asarray(q), strict=True)]
     np.testing.assert_allclose(team(params, q, state), expected, rtol=1e-4, atol=1e-4)
     monkeypatch.setattr(mixers, "_FEW_STATES", 0)
     many = mixer("qmix", "table", SPEC, embed=5)
@@ -202,7 +204,7 @@ def slow_value(kind, params, q, action, alive, state):
     return own.sum() if kind == "vdn" else qmix_in_numpy(params[state], own, 4)
 
 
-def slow_loss(batch, params, target, kind, gamma, lam, double, obs_dim):
+def slow_loss(batch, params, target, kind, gamma, lam, double):
     """Mean of ½ (G - Q)² over what counts, episode by episode and backwards in time."""
     errors = []
     for b in range(len(batch.reward)):
@@ -243,44 +245,80 @@ class Slow(q_learning.Record):
     """A record that can be asked for the state, which only QMIX keeps."""
 
     def state_at(self, t):
-        return self.state[t] if np.ndim(self.state) else None
+        return self.state[t] if len(self.state) else None
 
 
-@pytest.mark.parametrize(
-    ("method", "double"), [("iql", True), ("vdn", True), ("vdn", False), ("qmix", True)]
-)
-def test_the_loss_equals_a_slow_loop(method, double):
-    """Deaths, illegal actions, early ends and the clock; tables are random, target tables others."""
-    env = Skirmish(one_hot=True)
+SKIRMISH = Skirmish(one_hot=True)
+
+
+@functools.cache
+def learner(method, double=True):
+    """A resolved config, and init and step compiled for any leaves of config and game."""
     row = jt.algorithm(method)
     fields = {"envs": 8, "batch": 16, "capacity": 32, "embed": 4, "lr": 0.0, "double": double}
-    config = row.resolved(row.settings(**fields), env.spec)
+    config = row.resolved(row.settings(**fields), SKIRMISH.spec)
+    compiled = {"compiler_options": {"xla_backend_optimization_level": 1}}
+    init = jax.jit(lambda env, key: row.make(config, env).init(key), **compiled)
+    step = jax.jit(lambda config, env, *rest: row.make(config, env).step(*rest), **compiled)
+    return config, init, step
 
-    def step(state, lam, key):
-        learner = row.make(config.__class__(**{**vars(config), "lam": lam}), env)
-        return learner.step(key, state, 0.5)
 
-    step = jax.jit(step, compiler_options={"xla_backend_optimization_level": 1})
-    learner = row.make(config, env)
-    first = jax.jit(learner.init)(jax.random.key(0))
+@pytest.mark.parametrize(("method", "double"), [("iql", True), ("vdn", False), ("qmix", True)])
+def test_the_loss_equals_a_slow_loop(method, double):
+    """Deaths, illegal actions, early ends and the clock; tables are random, target tables others."""
+    config, init, step = learner(method, double)
+    first = init(SKIRMISH, jax.random.key(0))
     rng = np.random.default_rng(0)
     random = lambda tree: jax.tree.map(  # noqa: E731
         lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), tree
     )
     params, target = random(first.params), random(first.params)
+    started = first._replace(params=params, target=target)
     for lam in (0.0, 0.7, 1.0):
         key = jax.random.key(3)
-        state, report = step(first._replace(params=params, target=target), lam, key)
+        state, report = step(dataclasses.replace(config, lam=lam), SKIRMISH, key, started, 0.5)
         draw = jax.random.fold_in(jax.random.split(key)[1], 0)
         batch = Slow(*replay.sample(state.replay, draw, config.batch))
-        ended = np.asarray(batch.terminated & batch.valid).any(1)
-        assert 0 < ended.sum() < config.batch  # episodes of both kinds
+        assert 0 < np.asarray(batch.terminated & batch.valid).any(1).sum() < config.batch
         own = jax.tree.map(np.asarray, (params, target))
-        expected = slow_loss(batch, *own, config.mixer, config.gamma, lam, double, env.spec.obs_dim)
+        expected = slow_loss(batch, *own, config.mixer, config.gamma, lam, double)
         np.testing.assert_allclose(report["loss"], expected, rtol=1e-4)
     # A learning rate of zero leaves the networks; their copy goes a tenth of the way.
     for was, now, aim in zip(*map(jax.tree.leaves, (target, state.target, params)), strict=True):
         np.testing.assert_allclose(now, was + 0.1 * (aim - was), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("method", "double"), [("iql", True), ("vdn", False), ("qmix", True)])
+def test_what_is_over_dead_or_illegal_has_no_influence(method, double):
+    """Bit for bit: rewards after the end, what dead agents see, what illegal actions would pay."""
+    config, init, step = learner(method, double)
+    config = dataclasses.replace(config, lr=0.1, lam=0.5, epsilon_start=0.5, epsilon_end=0.5)
+
+    def after_three_steps(env):
+        state = init(env, jax.random.key(0))
+        for i in range(3):
+            state, _ = step(config, env, jax.random.key(i), state, 0.0)
+        return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params)]
+
+    expected = after_three_steps(SKIRMISH)
+    for leaves in ({"after": 100.0}, {"ghost": 3.0}, {"forbidden": -100.0}):
+        assert after_three_steps(Skirmish(one_hot=True, **leaves)) == expected, leaves
+    assert after_three_steps(Skirmish(one_hot=True, only=1.0)) != expected
+
+
+def test_epsilon_falls_linearly_over_its_share_of_the_run():
+    config, init, step = learner("vdn", False)
+    first = init(SKIRMISH, jax.random.key(0))
+    config = dataclasses.replace(config, epsilon_start=0.9, epsilon_end=0.1, epsilon_fraction=0.5)
+    found = [step(config, SKIRMISH, jax.random.key(0), first, i / 8)[1]["epsilon"] for i in range(8)]
+    np.testing.assert_allclose(found, [0.9, 0.7, 0.5, 0.3, 0.1, 0.1, 0.1, 0.1], rtol=1e-5)
+
+
+def test_the_replay_starts_with_whole_collections():
+    config, init, _ = learner("vdn", False)
+    first = init(SKIRMISH, jax.random.key(0))
+    assert (config.first_episodes, config.first_steps) == (16, 64)
+    assert int(first.replay.filled) == 16
 
 
 # --- matrix games ---------------------------------------------------------------------------------
@@ -306,13 +344,6 @@ def learned(method):
     return jt.run(method, list(PLAYED), seeds=SEEDS, episodes=1, progress=False)
 
 
-@functools.cache
-def fitted(method):
-    """Long enough for the values, and not only their order, to be reached."""
-    games = ["matrix/tad", "matrix/climbing", "matrix/qtran"]
-    return jt.run(method, games, seeds=SEEDS, episodes=1, progress=False, total_steps=16_000)
-
-
 def share(run, game, value):
     rows = [row["env"] == game for row in run.members]
     return int((np.abs(run.final["return"][rows] - value) < 1e-3).sum())
@@ -330,49 +361,61 @@ def test_what_is_played_in_matrix_games(method):
     assert shares["matrix/tad"] >= (60 if method == "qmix" else 62)
 
 
+def spec_of(run):
+    return jax.tree.map(lambda x: x[0], run.stacked.source).spec
+
+
 def payoffs(run):
     return np.asarray(run.stacked.source.payoff, np.float64)
 
 
 def utilities_of(run):
     """``[M, N, rows, A]`` from tables of agents that know their index."""
-    spec = run.stacked.source.spec
+    spec = spec_of(run)
     tables = np.asarray(run.state.params.agents)
     return tables.reshape(-1, spec.n_agents, spec.obs_dim, spec.n_actions)
 
 
 def team_values(run, state=0):
     """Q_tot of every joint action in ``state``, ``[M, A, A]``."""
-    spec = run.stacked.source.spec
+    spec = spec_of(run)
     made = mixer(run.config.mixer, "table", spec, embed=run.config.embed)
     rows, columns = np.indices((spec.n_actions,) * 2)
     q = utilities_of(run)[:, :, state]
     pairs = np.stack([q[:, 0][:, rows], q[:, 1][:, columns]], axis=-1)
-    where = np.full(pairs.shape[:-1], state)
-    return np.asarray(jax.vmap(made.mix)(run.state.params.mixer, pairs, where))[..., 0]
+    where = jnp.full(pairs.shape[:-1], state)
+    return np.asarray(jax.vmap(made.mix)(run.state.params.mixer, jnp.asarray(pairs), where))[..., 0]
 
 
-def by_game(values):
-    return values.reshape(-1, SEEDS, *values.shape[1:])
+def by_game(run, values):
+    """``[games, seeds, ...]``."""
+    games = len({row["env"] for row in run.members})
+    return values.reshape(games, -1, *values.shape[1:])
+
+
+@functools.cache
+def fitted(method):
+    """Long enough for the values, and not only their order, to be reached."""
+    games = ["matrix/tad", "matrix/climbing", "matrix/qtran"]
+    return jt.run(method, games, seeds=SEEDS, episodes=1, progress=False, total_steps=16_000)
 
 
 def test_vdn_is_the_least_squares_sum():
     run = fitted("vdn")
-    table = by_game(payoffs(run))[:, 0]
-    fit = (
-        table.mean(2, keepdims=True) + table.mean(1, keepdims=True) - table.mean((1, 2), keepdims=True)
-    )
-    found = by_game(team_values(run))
-    np.testing.assert_allclose(found.mean(1), fit, atol=0.4)
-    assert np.abs(found - fit[:, None]).mean() < 1.5  # of one seed
+    table = by_game(run, payoffs(run))[:, 0]
+    rows, columns = table.mean(2, keepdims=True), table.mean(1, keepdims=True)
+    fit = rows + columns - table.mean((1, 2), keepdims=True)
+    found = by_game(run, team_values(run))
+    np.testing.assert_allclose(found.mean(1), fit, atol=0.3)
+    assert np.abs(found - fit[:, None]).mean() < 1  # of one seed
 
 
 def test_iql_is_the_mean_over_the_other():
     run = fitted("iql")
-    table = by_game(payoffs(run))[:, 0]
-    found = by_game(utilities_of(run)[:, :, 0]).mean(1)
-    np.testing.assert_allclose(found[:, 0], table.mean(2), atol=0.4)
-    np.testing.assert_allclose(found[:, 1], table.mean(1), atol=0.4)
+    table = by_game(run, payoffs(run))[:, 0]
+    found = by_game(run, utilities_of(run)[:, :, 0]).mean(1)
+    means = np.stack([table.mean(2), table.mean(1)], axis=1)
+    np.testing.assert_allclose(found, means, atol=0.3)
 
 
 def test_qmix_ends_in_the_published_table():
@@ -401,7 +444,8 @@ class Tabulated:
 
     reward: Float[AnyArray, "S 2 2"]
     following: Int[AnyArray, "S 2 2"]
-    ends: Bool[AnyArray, "S 2 2"]
+    ends: Int[AnyArray, "S 2 2"]
+    """1 where the game ends."""
     horizon: int = 3
     name: str = ""
 
@@ -432,7 +476,7 @@ class Tabulated:
         here = (state.at, action[0], action[1])
         place = Place(jnp.asarray(self.following, jnp.int32)[here], state.clock + 1)
         reward = jnp.asarray(self.reward, jnp.float32)[here]
-        terminated = jnp.asarray(self.ends)[here]
+        terminated = jnp.asarray(self.ends)[here] > 0
         truncated = (place.clock >= self.horizon) & ~terminated
         return place, TimeStep(self.observe(place), reward, terminated, truncated, info={})
 
@@ -441,25 +485,22 @@ def tabulated(name, places, **parameters):
     """A registered game whose state is one number, as leaves."""
     env = jt.make(name, **parameters)
     shape = (places, 2, 2)
-    reward, following, ends = (
-        np.zeros(shape, np.float32),
-        np.zeros(shape, np.int32),
-        np.ones(shape, bool),
-    )
+    reward = np.zeros(shape, np.float32)
+    following, ends = np.zeros(shape, np.int32), np.ones(shape, np.int32)
     for at, one, two in itertools.product(range(env.spec.state_dim), range(2), range(2)):
         _, state, r, over = env.outcomes(jnp.asarray(at), jnp.asarray([one, two]))
         here = (at, one, two)
-        reward[here], following[here], ends[here] = float(r[0]), int(state[0]), bool(over[0])
+        reward[here], following[here], ends[here] = r[0], state[0], over[0]
     return Tabulated(reward=reward, following=following, ends=ends, name=name)
 
 
 def chain(endless):
-    """Three steps, each paying its number and a share for each agent; or the last one for ever."""
+    """Three steps, each paying its number and a share for each agent; or round and round for ever."""
     each = np.asarray([[0.0, 2.0], [1.0, 3.0]], np.float32)  # 1 for the first agent, 2 for the second
     reward = np.arange(3, dtype=np.float32)[:, None, None] + each
-    following = np.broadcast_to(np.minimum(np.arange(3) + 1, 2)[:, None, None], (3, 2, 2))
-    ends = np.zeros((3, 2, 2), bool)
-    ends[2] = not endless
+    following = np.broadcast_to(((np.arange(3) + 1) % 3)[:, None, None], (3, 2, 2))
+    ends = np.zeros((3, 2, 2), np.int32)
+    ends[2] = 0 if endless else 1
     return Tabulated(
         reward=reward, following=following.astype(np.int32), ends=ends, name=f"chain/{endless}"
     )
@@ -473,44 +514,37 @@ def several_steps(method):
         (chain(endless=False), {"gamma": 0.5}),
         (chain(endless=True), {"gamma": 0.5}),
     ]
-    return jt.run(
-        method,
-        games,
-        seeds=SEEDS,
-        episodes=1,
-        progress=False,
-        total_steps=48_000,
-        gamma=0.99,
-    )
+    return jt.run(method, games, seeds=16, episodes=1, progress=False, total_steps=48_000)
 
 
 def test_a_chain_ends_in_dynamic_programming():
-    """A bootstrap from the wrong row, or a `terminated` moved by one step, would show here."""
+    """A bootstrap from the wrong row, or a `terminated` moved by one step, would show here.
+
+    The endless one is cut off by the clock, and its last observation is of place 0 again.
+    """
     gamma, run = 0.5, several_steps("vdn")
     for index, endless in ((2, False), (3, True)):
         env = chain(endless)
         value = np.zeros(3)
         for _ in range(60):
-            ahead = np.where(env.ends, 0.0, value[env.following])
+            ahead = np.where(env.ends > 0, 0.0, value[env.following])
             q = env.reward + gamma * ahead
             value = q.max((1, 2))
-        found = np.stack([by_game(team_values(run, at))[index] for at in range(3)], axis=1)
+        found = np.stack([by_game(run, team_values(run, at))[index] for at in range(3)], axis=1)
         np.testing.assert_allclose(found.mean(0), q, atol=0.1)
 
 
 def test_what_is_played_over_several_steps():
-    shares = {
-        (method, name): share(several_steps(method), name, value)
-        for method, name, value in (
-            ("vdn", "matrix/two_step", 7),
-            ("qmix", "matrix/two_step", 8),
-            ("iql", "hallway", 4),
-            ("vdn", "hallway", 4),
-            ("qmix", "hallway", 5),
-        )
-    }
-    print(shares)
-    assert min(shares.values()) >= 58, shares
+    vdn, qmix = several_steps("vdn"), several_steps("qmix")
+    assert share(vdn, "matrix/two_step", 7) == 16
+    assert share(qmix, "matrix/two_step", 8) == 16
+    # In the last cell of the hallway VDN sees no more than 2.75, so that stopping before it pays.
+    assert share(vdn, "hallway", 4) == 16
+    np.testing.assert_allclose(by_game(vdn, team_values(vdn, 1))[1].max((1, 2)).mean(), 2.75, atol=0.2)
+    # QMIX does see the 5 there, but stopping was best before it did, and it stays with that.
+    last = by_game(qmix, team_values(qmix, 1))[1]
+    np.testing.assert_allclose(np.median(last[:, 0, 0]), 5, atol=0.3)
+    assert share(qmix, "hallway", 4) >= 14
 
 
 # --- memory and sharing ---------------------------------------------------------------------------
@@ -548,7 +582,8 @@ class Recall:
 
 
 @pytest.mark.parametrize(
-    ("method", "mode"), [("iql", "none"), ("vdn", "full"), ("qmix", "full_id")], ids=str
+    ("method", "mode"),
+    [("vdn", "full"), ("qmix", "none"), pytest.param("iql", "full_id", marks=pytest.mark.slow)],
 )
 def test_memory_is_learned_with_every_sharing(method, mode):
     """Without memory half is the most; who shares everything cannot do the opposite of the other."""
@@ -562,7 +597,7 @@ def test_memory_is_learned_with_every_sharing(method, mode):
         embed=8,
         hyper=8,
         lr=0.01,
-        total_steps=16_000,
+        total_steps=9_600,
         progress=False,
     )
     assert jax.tree.leaves(run.state.params.agents)[0].shape[1] == sharing(mode, 2).sets
@@ -585,26 +620,9 @@ def test_memory_is_learned_with_every_sharing(method, mode):
         ({"steps": 2}, "steps=2 must be the horizon, 1"),
         ({"epsilon_end": 1.5}, "epsilon_end=1.5 must lie in"),
         ({"mixer": "vdn"}, "qmix means mixer='qmix'"),
-        ({"updates": 0}, "sizes must be positive"),
+        ({"updates": 0}, "updates=0 must be positive"),
     ],
 )
 def test_impossible_settings_are_refused(fields, sentence):
     with pytest.raises(ValueError, match=sentence):
         jt.run("qmix", "matrix/tad", **fields)
-
-
-def test_epsilon_falls_linearly_over_its_share_of_the_run():
-    run = jt.run(
-        "vdn",
-        "matrix/tad",
-        epsilon_start=1.0,
-        epsilon_end=0.2,
-        epsilon_fraction=0.5,
-        total_steps=32 * 8,
-        evaluations=8,
-        progress=False,
-    )
-    np.testing.assert_allclose(
-        run.curves["epsilon"][0], [1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2, 0.2], rtol=1e-6
-    )
-    assert run.config.first_steps == 32

@@ -112,19 +112,19 @@ def algorithm(case, env, **given):
 
 
 @functools.cache
-def teacher(one_hot):
+def teacher(one_hot, only=0.0):
     """What the students are taught by: a run of TAD-PPO on the skirmish."""
     case = Case("tad_ppo", "none", "full_id")
-    env = Skirmish(one_hot=one_hot)
+    env = Skirmish(one_hot=one_hot, only=only)
     return jt.run("tad_ppo", env, evaluations=ITERATIONS, episodes=8, **case.fields(env.spec))
 
 
 def learn(case, env, *, seeds=1, after_chunk=None, **given):
     """A run of ``case`` in as many chunks as iterations; lists in ``given`` are swept."""
-    fields = case.fields(env.spec, **given)
+    fields = case.fields((env[0] if isinstance(env, list) else env).spec, **given)
     options = {"evaluations": ITERATIONS, "episodes": 8, "after_chunk": after_chunk}
     if case.method == DISTILL:
-        return distillation(teacher(env.spec.one_hot), env, **options, **fields)
+        return distillation(teacher(env.one_hot, env.only), env, **options, **fields)
     return jt.run(case.method, env, seeds=seeds, **options, **fields)
 
 
@@ -172,7 +172,7 @@ def assert_same_bits(one, other):
         jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(other), strict=True
     ):
         name = jax.tree_util.keystr(path)
-        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), f"{name}: {a} is not {b}"
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), f"{name} differs"
 
 
 def assert_close(one, other, **tolerance):

@@ -2,19 +2,19 @@
 
 :class:`Probe` is five of them (and an endless one) in one shape, so that one program learns all:
 
-===========  ====================================================  ===================  ==================
-probe        reward                                                known                a failure blames
-===========  ====================================================  ===================  ==================
-constant     1                                                     V = 1                the value's loss
-seen         +1 or -1, as everybody's observation shows            V(o) = +1 or -1      what the value sees
-delayed      0, and 1 one step later                               V = γ, then 1        discount, bootstrap
-action       share of agents that choose action 1                  all choose 1         credit, sign
-both         share of agents that choose what they alone see       a_i = o_i            conditioning
-endless      1 for ever, cut off by a clock that nobody sees       V = 1 / (1 - γ)      truncation
-===========  ====================================================  ===================  ==================
+========  ===============================================  ================  ==================
+probe     reward                                           known             a failure blames
+========  ===============================================  ================  ==================
+constant  1                                                V = 1             the value's loss
+seen      +1 or -1, as everybody's observation shows       V(o) = +1 or -1   what the value sees
+delayed   0, and 1 one step later                          V = γ, then 1     discount, bootstrap
+action    share of agents that choose action 1             all choose 1      credit, sign
+both      share of agents that choose what they alone see  a_i = o_i         conditioning
+endless   1 for ever, cut off by a clock nobody sees       V = 1 / (1 - γ)   truncation
+========  ===============================================  ================  ==================
 
-:class:`Skirmish` has all that is easily forgotten: agents that die, illegal actions, episodes that end
-early or are cut off, rewards after the end. Its leaves vary what must have no influence.
+:class:`Skirmish` has all that is easily forgotten: agents that die, illegal actions, episodes that
+end early or are cut off, rewards after the end. Its leaves vary what must have no influence.
 """
 
 from typing import NamedTuple
@@ -64,7 +64,8 @@ class Probe:
 
     def starts(self):
         grid = np.indices((2,) * self.n_agents).reshape(self.n_agents, -1).T.astype(np.int32)
-        own, common, blank = np.full(len(grid), 1 / len(grid)), np.zeros(len(grid)), np.zeros(len(grid))
+        own = np.full(len(grid), 1 / len(grid))
+        common, blank = np.zeros(len(grid)), np.zeros(len(grid))
         common[[0, -1]], blank[0] = 0.5, 1.0
         both, seen = jnp.asarray(self.both) != 0, jnp.asarray(self.seen) != 0
         p = jnp.where(both, own, jnp.where(seen, common, blank)).astype(jnp.float32)
@@ -126,7 +127,7 @@ class Skirmish:
     after: Real = 0.0
     """Reward of every step after the end."""
     ghost: Real = 0.0
-    """What a dead agent sees (a number, or the index of a one-hot view), which means nothing."""
+    """What a dead agent sees (the scale of a view, or the index of a one-hot one): it means nothing."""
     ghost_action: Real = 0.0
     """The one action that is legal for dead agents, and does nothing (not if ``one_hot``)."""
     forbidden: Real = 0.0
@@ -172,7 +173,7 @@ class Skirmish:
             own = jnp.where(jnp.arange(3) == 0, clock.astype(jnp.float32), 0.0)
             flags = finite.one_hot(state.bits, 2) * (clock != 1)
             rows = jnp.concatenate([flags, own[:, None], jnp.ones((3, 1))], axis=1)
-            rows = jnp.where(alive[:, None], rows, ghost)
+            rows = jnp.where(alive[:, None], rows, ghost * jnp.arange(1.0, 5.0) ** 2)
             joint = jnp.concatenate([state.bits.astype(jnp.float32), jnp.stack([clock * 0.5, 1.0])])
         return Observation(rows, joint, self._legal(state), alive)
 

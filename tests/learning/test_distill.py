@@ -100,7 +100,7 @@ def test_retention_of_nothing_is_not_a_number():
 
 def test_a_run_teaches_by_its_most_likely_actions_or_by_drawn_ones():
     # After one iteration a policy is nearly uniform. Its most likely joint action is one action, which
-    # students imitate exactly; drawn actions have two nearly uniform marginals, of cross-entropy 2 log 2.
+    # students imitate exactly; drawn actions have nearly uniform marginals, of cross-entropy 2 log 2.
     seeds = 8
     teacher = jt.run("ippo", XOR, seeds=seeds, total_steps=32, envs=32, **LAST)
     settings = {"envs": 256, "total_steps": 256 * 50, "lr": 0.02}
@@ -112,7 +112,9 @@ def test_a_run_teaches_by_its_most_likely_actions_or_by_drawn_ones():
     observation = XOR.reset(jax.random.key(0))[1]
     for member in range(seeds):
         np.testing.assert_allclose(
-            probabilities(drawn, observation, member), probabilities(teacher, observation, member), atol=0.1
+            probabilities(drawn, observation, member),
+            probabilities(teacher, observation, member),
+            atol=0.1,
         )
         greedy = teacher.policy(member)
         action = greedy.act(jax.random.key(0), greedy.start(), observation)[0]
@@ -146,12 +148,10 @@ def test_only_with_dagger_are_cells_labelled_that_the_teacher_does_not_visit(dag
 
 
 def test_soft_labels_need_probabilities():
-    with pytest.raises(ValueError, match="labels='soft' needs a teacher .*use labels='hard'"):
+    with pytest.raises(ValueError, match=r"labels='soft' needs a teacher .*use labels='hard'"):
         jt.distill(WRONG, XOR, labels="soft")
 
 
 def test_a_lone_policy_needs_an_environment():
     with pytest.raises(ValueError, match="env"):
         jt.distill(CERTAIN)
-    with pytest.raises(ValueError, match="teacher must be"):
-        jt.distill("tad_ppo", XOR)

@@ -68,5 +68,9 @@ def test_transformation_and_distillation_find_the_optimum(kind, count):
         returns = jt.evaluate(student, game, episodes=1)["return"][own]
         assert jt.solve(game).value == pytest.approx(tables[i].max())
         hits.append(optimal(returns, jt.solve(game).value))
-    missed = [(i, table.tolist()) for i, (table, h) in enumerate(zip(tables, hits, strict=True)) if not h.all()]
+    missed = [
+        (i, table.tolist())
+        for i, (table, h) in enumerate(zip(tables, hits, strict=True))
+        if not h.all()
+    ]
     assert np.mean(hits) >= 0.95, missed

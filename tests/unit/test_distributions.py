@@ -63,7 +63,9 @@ def test_gradients_have_their_closed_forms():
     entropy = -(p * log_p).sum(-1, keepdims=True)
 
     def slope(function):
-        return jax.jit(jax.grad(lambda z: function(distributions.log_probabilities(z, jnp.asarray(legal))).sum()))
+        return jax.jit(
+            jax.grad(lambda z: function(distributions.log_probabilities(z, jnp.asarray(legal))).sum())
+        )
 
     target = LOG_PROBABILITIES(logits, legal)
     taken = slope(lambda lp: distributions.log_probability(lp, jnp.asarray(action)))(logits)
@@ -184,3 +186,25 @@ def test_distributions_of_a_table_are_those_of_its_rows(mode):
             np.testing.assert_allclose(made.cumulative[agent, row], p.cumsum(), atol=1e-6)
             expected = -(p * np.log(np.where(p > 0, p, 1))).sum()
             np.testing.assert_allclose(made.entropy[agent, row], expected, atol=1e-5)
+
+
+def test_taken_is_what_each_sample_would_give():
+    agents, inputs, steps, envs = 2, 4, 6, 5
+    rng = np.random.default_rng(12)
+    share, legal = sharing("full_id", agents), rows(13)[1][A : A + agents]
+    table = rng.normal(size=(1, inputs * agents, A)).astype(np.float32)
+    row = rng.integers(inputs, size=(steps, envs, agents)).astype(np.int32)
+    action = legal_actions(14, np.broadcast_to(legal, (steps, envs, agents, A)))
+    alive = rng.random((steps, envs, agents)) < 0.6
+
+    def taken(table, alive):
+        made = choices(table, share, jnp.asarray(legal))
+        return made.taken(jnp.arange(agents), jnp.asarray(row), jnp.asarray(action), alive)
+
+    log_prob, entropy = jax.jit(taken)(table, alive)
+    p = exact(table[0].reshape(agents, inputs, A)[np.arange(agents), row], legal)
+    each = -(p * np.log(np.where(p > 0, p, 1))).sum(-1)
+    expected = np.take_along_axis(np.log(np.where(p > 0, p, 1)), action[..., None], -1)[..., 0]
+    np.testing.assert_allclose(log_prob, expected, rtol=1e-5, atol=1e-6)
+    assert float(entropy) == pytest.approx(each[alive].mean(), rel=1e-5)
+    assert float(jax.jit(taken)(table, np.zeros_like(alive))[1]) == 0

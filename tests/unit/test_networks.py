@@ -212,7 +212,9 @@ INITS = {
 
 def test_the_search_for_qr_finds_one():
     orthogonal = jax.nn.initializers.orthogonal()
-    assert any("qr" in name or "householder" in name for name in of_init(lambda k: orthogonal(k, (4, 4))))
+    assert any(
+        "qr" in name or "householder" in name for name in of_init(lambda k: orthogonal(k, (4, 4)))
+    )
     cell = nn.GRUCell(4)
     by_default = of_init(lambda k: cell.init(k, jnp.zeros(4), jnp.zeros(4)))
     assert any("qr" in name or "householder" in name for name in by_default)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from jaxmarl_tad.evaluate import score
-from jaxmarl_tad.rollout import begin, episodes, rollout
+from jaxmarl_tad.rollout import begin, episodes, keys, rollout
 from jaxmarl_tad.types import Policy
 from tad_envs import Observation, Spec, TimeStep
 
@@ -129,6 +130,23 @@ def test_every_step_and_environment_draws_its_own_actions(recorded):
     joint = recorded.action @ np.array([5, 1])
     assert len(np.unique(joint[:, 0])) > 10
     assert all(np.any(joint[:, 0] != joint[:, e]) for e in range(1, E))
+
+
+def test_keys_of_environments_differ_and_draw_independent_numbers():
+    envs = 2**16
+    of_step = jax.random.split(jax.random.key(4))  # e.g. one for acting, one for resets
+    made = jax.jit(jax.vmap(lambda key: keys(key, envs)))(of_step)
+    words = np.asarray(jax.random.key_data(made)).reshape(2 * envs, -1)
+    assert len(np.unique(words, axis=0)) == 2 * envs
+    drawn = jax.jit(jax.vmap(jax.vmap(lambda key: jax.random.uniform(key, (3,)))))(made)
+    drawn = np.moveaxis(np.asarray(drawn), 1, 0).reshape(envs, 6)  # [E, (step, number)]
+    for numbers in drawn.T:
+        counts = np.bincount((16 * numbers).astype(int), minlength=16)
+        assert scipy.stats.chisquare(counts).pvalue > 1e-3
+    # Neighbours in the batch, and numbers of one environment: |correlation| < 5 / √E if independent.
+    both = np.concatenate([drawn[:-1], drawn[1:]], axis=1)
+    correlations = np.corrcoef(both, rowvar=False) - np.eye(12)
+    assert np.abs(correlations).max() < 5 / np.sqrt(envs)
 
 
 @pytest.fixture(scope="module")
