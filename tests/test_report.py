@@ -22,9 +22,7 @@ def draw_bars(path):
         {"game": "climbing", "method": "tad", "values": np.full(16, 11.0)},
         {"game": "lever", "method": "tad", "values": np.array([1.0, 0.0])},
     ]
-    return report.outcome_bars(
-        outcomes, path, title="Outcomes", optima={"climbing": 11, "lever": 2}
-    )
+    return report.outcome_bars(outcomes, path, title="Outcomes", optima={"climbing": 11, "lever": 2})
 
 
 def draw_mass(path):

@@ -157,9 +157,7 @@ def test_improvement_refuses_other_tasks():
 # --- proportions ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("successes", "n"), [(0, 64), (1, 64), (32, 64), (64, 64), (3, 10), (1, 1)]
-)
+@pytest.mark.parametrize(("successes", "n"), [(0, 64), (1, 64), (32, 64), (64, 64), (3, 10), (1, 1)])
 @pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
 def test_wilson_is_scipys(successes, n, confidence):
     theirs = scipy.stats.binomtest(successes, n).proportion_ci(confidence, method="wilson")

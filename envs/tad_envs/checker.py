@@ -56,9 +56,7 @@ def check(env: Environment, key: jax.Array | None = None, steps: int | None = No
     _check_observation(who, env.spec, trace.step.observation)
     _check_ends(who, env.spec, trace.step, steps)
     again = _host(_episodes(env, keys, steps))
-    require(
-        _equal(trace, again, tolerance=0.0), f"{who}: the same key gave two different episodes."
-    )
+    require(_equal(trace, again, tolerance=0.0), f"{who}: the same key gave two different episodes.")
     loop = [_beginning(_host(_episode(env, k, steps)), axis=0) for k in keys]
     alone = jax.tree.map(lambda *x: np.stack(x), *loop)
     require(
@@ -82,9 +80,7 @@ def _episode(env: Environment, key: jax.Array, steps: int) -> _Trace:
         following, step = env.step(env_key, state, action)
         return (following, step.observation), (state, action, following, step)
 
-    _, (state, action, following, step) = jax.lax.scan(
-        advance, (first_state, first), jnp.arange(steps)
-    )
+    _, (state, action, following, step) = jax.lax.scan(advance, (first_state, first), jnp.arange(steps))
     return _Trace(first_state, first, state, action, following, step)
 
 
@@ -167,9 +163,7 @@ def _check_observation_shapes(who: str, spec: Spec, seen: Observation) -> None:
 
 def _check_leaf(who: str, name: str, leaf: Any, shape: tuple[int, ...], dtype: Any) -> None:
     require(leaf.shape == shape, f"{who}: {name} has shape {leaf.shape}, expected {shape}.")
-    require(
-        leaf.dtype == dtype, f"{who}: {name} is {leaf.dtype}, expected {jnp.dtype(dtype).name}."
-    )
+    require(leaf.dtype == dtype, f"{who}: {name} is {leaf.dtype}, expected {jnp.dtype(dtype).name}.")
     require(not leaf.weak_type, f"{who}: {name} has a weak type; give it an explicit dtype.")
 
 
@@ -196,9 +190,7 @@ def _check_observation(who: str, spec: Spec, seen: Observation) -> None:
         require(bool(np.isfinite(value).all()), f"{who}: observation.{name} is not finite.")
         if spec.one_hot:
             ones = ((value == 1).sum(axis=-1) == 1) & ((value != 0).sum(axis=-1) == 1)
-            require(
-                bool(ones.all()), f"{who}: observation.{name} is not one-hot as spec.one_hot says."
-            )
+            require(bool(ones.all()), f"{who}: observation.{name} is not one-hot as spec.one_hot says.")
     able = seen.legal.any(axis=-1) | ~seen.alive
     require(bool(able.all()), f"{who}: an agent that is alive has no legal action.")
 

@@ -36,9 +36,7 @@ class GaussianSqueeze:
     @property
     def spec(self) -> Spec:
         """Sizes."""
-        return Spec(
-            n_agents=self.n_agents, obs_dim=1, state_dim=self.n_agents, horizon=1, n_actions=11
-        )
+        return Spec(n_agents=self.n_agents, obs_dim=1, state_dim=self.n_agents, horizon=1, n_actions=11)
 
     def reset(self, key: Key) -> tuple[Float[Array, "N"], Observation]:
         """Draw the weights."""

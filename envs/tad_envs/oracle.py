@@ -235,9 +235,7 @@ def _stack(rows: list[Any]) -> State:
 # Backward induction
 
 
-def _backward(
-    model: _Model, horizon: int, gamma: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _backward(model: _Model, horizon: int, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values ``[H, S]``, greedy joint actions ``[H, S]`` and first action values ``[S, J]``."""
     factor = np.asarray(gamma, np.float64) ** model.power
     backup = functools.partial(_backup, model, factor)

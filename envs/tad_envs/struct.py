@@ -81,9 +81,7 @@ def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], owne
         require(problem is None, f"{owner}: {name}={value!r} {problem}")
 
 
-@dataclass_transform(
-    kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,)
-)
+@dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(dataclasses.field,))
 def struct(cls: type[_T]) -> type[_T]:
     """Make ``cls`` a frozen, keyword-only dataclass that is a pytree with checked fields.
 
@@ -119,9 +117,7 @@ def leaf_fields(cls: type) -> tuple[str, ...]:
 
 def static_fields(cls: type) -> tuple[str, ...]:
     """Names of the fields of a :func:`struct` class that are part of the program."""
-    return tuple(
-        n for n, hint in _hints(cls).items() if not _is_leaf(hint) and n not in _HOST_FIELDS
-    )
+    return tuple(n for n, hint in _hints(cls).items() if not _is_leaf(hint) and n not in _HOST_FIELDS)
 
 
 def concrete(*values: Any) -> bool:

@@ -123,9 +123,7 @@ def test_both_forms_give_the_same_numbers(random_game, discount):
     reward, terminated, truncated, _ = played(game, keys, actions)
     virtual = unfold(reward, terminated, truncated, n, GAMMA, LAM, discount)
     # The game moves in the last virtual step of each block: only that step's key is of consequence.
-    single = played(
-        Sequential(game, discount=discount), jnp.repeat(keys, n), actions.reshape(-1, 1)
-    )
+    single = played(Sequential(game, discount=discount), jnp.repeat(keys, n), actions.reshape(-1, 1))
     for mine, theirs in zip(virtual[:3], single[:3], strict=True):
         assert np.array_equal(mine, theirs)
     power = single[3]
