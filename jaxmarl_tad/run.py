@@ -207,6 +207,7 @@ def execute(
     program, new = programs.compiled(sweep.run_chunk, plan, stacked, complete=complete, donate=(1,))
     began, wall = time.process_time(), time.perf_counter()
     chunk_steps = iterations // evaluations * steps_per_iteration
+    first_steps = getattr(config, "first_steps", 0)  # taken before the first iteration
     line = _Progress(name, len(rows), chunk_steps, evaluations, program, new, progress)
     state = jax.tree.map(_zeros, program.shapes[1])
     collected: list[dict[str, np.ndarray]] = []
@@ -229,7 +230,7 @@ def execute(
         stacked=stacked,
         state=state,
         plan=plan,
-        steps=chunk_steps * np.arange(1, evaluations + 1),
+        steps=first_steps + chunk_steps * np.arange(1, evaluations + 1),
         curves={k: np.stack([c[k] for c in collected], axis=1) for k in collected[0]},
         timing={
             "trace_s": program.trace_s if new else 0.0,

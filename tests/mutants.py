@@ -79,9 +79,9 @@ MUTANTS = [
     Mutant(
         "dead agents are learned from",
         PPO,
-        "policy_loss = -masked_mean(objective, batch.alive)",
-        "policy_loss = -masked_mean(objective, jnp.ones_like(batch.alive))",
-        f"{COMPILED} -k without_influence_and_mappo",
+        "masked_mean(distributions.entropy(log_probs), batch.alive)",
+        "masked_mean(distributions.entropy(log_probs), jnp.ones_like(batch.alive))",
+        f"{COMPILED} -k without_influence_and_mappo-gru",
     ),
     Mutant(
         "dead agents have utility",

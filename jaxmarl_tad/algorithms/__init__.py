@@ -53,7 +53,7 @@ class Method(NamedTuple):
             require(
                 np.shape(logits) in ((), (spec.n_actions,), (spec.n_agents, spec.n_actions)),
                 f"{self.name}: initial_logits of shape {np.shape(logits)} must have one number for "
-                f"each of {spec.n_actions} actions, or one such row for each of {spec.n_agents} agents.",
+                f"each of {spec.n_actions} actions, or such a row for each of {spec.n_agents} agents.",
             )
         return dataclasses.replace(config, **self.resolve(config, spec))
 

@@ -112,10 +112,7 @@ def test_chunked_equals_whole(case):
 def test_resumed_equals_uninterrupted(case):
     """The state is all there is: the third chunk, begun from a copy of the state on the host."""
     run, states = watched(case)
-    number = np.zeros((), np.int32)
-    program, new = programs.compiled(
-        sweep.run_chunk, run.plan, run.stacked, states[1], number, donate=(1,)
-    )
+    program, new = programs.compiled(sweep.run_chunk, run.plan, run.stacked, donate=(1,))
     assert not new
     state = jax.tree.map(jnp.array, states[1])
     for i in (2, 3):

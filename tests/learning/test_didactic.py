@@ -45,6 +45,10 @@ HALLWAY = {
 }
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def games(table):
     return [(jt.make(name), SAFE if "note001" in name else {}) for name in table]
 
@@ -77,7 +81,7 @@ def test_optimum_of_the_table_is_the_solution(name):
     assert jt.solve(jt.make(name)).value == pytest.approx({**MATRIX, **HALLWAY}[name][1])
 
 
-@pytest.mark.parametrize("method", ["ippo", "mappo"])
+@pytest.mark.parametrize("method", ["ippo", slow("mappo")])
 def test_independent_policies_end_on_inferior_equilibria(method):
     check(train(method, MATRIX), stuck(MATRIX), least=58)
 
@@ -91,7 +95,7 @@ def test_sequential_policies_and_their_students_are_optimal():
     np.testing.assert_array_equal(student.final["return"], teacher.final["return"])
 
 
-@pytest.mark.parametrize("method", ["ippo", pytest.param("mappo", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", ["ippo", slow("mappo")])
 def test_independent_policies_stop_in_the_hallway(method):
     check(train(method, HALLWAY, total_steps=2 * PPO["total_steps"]), stuck(HALLWAY), least=62)
 
@@ -116,10 +120,6 @@ def sampled_return(trained, episodes):
     return np.asarray(jax.jit(jax.vmap(one))(trained.stacked, trained.state))
 
 
-def slow(*values):
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
 @pytest.mark.parametrize(
     ("name", "bound"),
     [
@@ -142,17 +142,10 @@ def test_one_policy_for_agents_that_cannot_be_told_apart_is_bounded(name, bound)
     assert returns.mean() == pytest.approx(bound, abs=5 * error / math.sqrt(SEEDS) + 0.02 * bound)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["matrix/xor", "matrix/permutation/n=3", "matrix/hatrpo/n=4"])
 @pytest.mark.parametrize(
-    ("name", "method", "sharing"),
-    [
-        ("matrix/xor", "ippo", "full_id"),
-        *(
-            slow(name, *how)
-            for name in ("matrix/xor", "matrix/permutation/n=3", "matrix/hatrpo/n=4")
-            for how in (("ippo", "none"), ("ippo", "full_id"), ("tad_ppo", "full_id"))
-            if (name, *how) != ("matrix/xor", "ippo", "full_id")
-        ),
-    ],
+    ("method", "sharing"), [("ippo", "none"), ("ippo", "full_id"), ("tad_ppo", "full_id")]
 )
 def test_agents_that_can_be_told_apart_break_the_symmetry(name, method, sharing):
     check(train(method, [name], sharing=sharing), {name: 1}, least=62)

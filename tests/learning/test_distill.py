@@ -78,7 +78,7 @@ def test_a_mixture_of_optima_distils_to_the_product_of_its_marginals(labels):
     assert final["agreement"][0] == pytest.approx(0.5, abs=0.03)
 
 
-@pytest.mark.parametrize("labels", ["hard", "soft"])
+@pytest.mark.parametrize("labels", [pytest.param("hard", marks=pytest.mark.slow), "soft"])
 def test_a_certain_teacher_is_imitated_without_loss(labels):
     student = jt.distill(CERTAIN, XOR, labels=labels, evaluations=2, episodes=1)
     np.testing.assert_allclose(of_xor(student), np.eye(2), atol=0.05)
@@ -98,6 +98,7 @@ def test_retention_of_nothing_is_not_a_number():
     assert np.isnan(student.final["retention"][0])
 
 
+@pytest.mark.slow
 def test_a_run_teaches_by_its_most_likely_actions_or_by_drawn_ones():
     # After one iteration a policy is nearly uniform. Its most likely joint action is one action, which
     # students imitate exactly; drawn actions have nearly uniform marginals, of cross-entropy 2 log 2.

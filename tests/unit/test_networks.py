@@ -11,7 +11,7 @@ import pytest
 
 from jaxmarl_tad.networks import mixers, net, prefix
 from jaxmarl_tad.networks.tables import biased, by_agent
-from jaxmarl_tad.sharing import init_sets, sharing
+from jaxmarl_tad.sharing import sharing
 from tad_envs import Spec
 
 I, H, OUT = 5, 8, 3
@@ -106,7 +106,7 @@ def test_unrolled_with_resets_equals_step_by_step(torso):
 
 def test_a_reset_cuts_the_past_off():
     made = net.network("mlp", inputs=I, outputs=OUT, hidden=(H, H), memory="gru")
-    params = perturbed(made.init(jax.random.key(0)))
+    params = perturbed(jax.jit(made.init)(jax.random.key(0)))
     xs, _ = inputs()
     first = jnp.arange(T)[:, None] == jnp.array([3, 3, 3, T])  # the last environment is not reset
     apply = functools.partial(made.apply, params)
@@ -158,7 +158,7 @@ def test_initial_values_have_the_stated_scales(memory):
 
 def test_initial_kernels_are_independent_of_one_another_and_of_other_seeds():
     made = net.network("mlp", inputs=16, outputs=16, hidden=(16, 16), gain=1.0)
-    params = jax.vmap(made.init)(jax.random.split(jax.random.key(0), 2))
+    params = jax.jit(jax.vmap(made.init))(jax.random.split(jax.random.key(0), 2))
     flat = [row for name, p in kernels(params) if name.endswith("kernel") for row in p.reshape(2, -1)]
     # 256 numbers each: correlations of independent ones are within 5 / √256.
     correlations = np.corrcoef(np.stack(flat)) - np.eye(len(flat))
@@ -167,7 +167,7 @@ def test_initial_kernels_are_independent_of_one_another_and_of_other_seeds():
 
 def test_embeddings_have_variance_one():
     joint = prefix.head("mlp", "sum", inputs=4, outputs=3, agents=10, actions=10, identity=True)
-    embedding = np.asarray(joint.init(jax.random.key(0))["params"]["embed"]["embedding"])
+    embedding = np.asarray(jax.jit(joint.init)(jax.random.key(0))["params"]["embed"]["embedding"])
     assert embedding.shape == (100, 64)
     assert embedding.std() == pytest.approx(1, rel=5 / math.sqrt(2 * 6400))
 
@@ -278,9 +278,11 @@ def test_tables_that_cannot_be_are_refused(memory, changes, rows, word):
 def test_initial_logits_are_those_of_each_agent(mode):
     share = sharing(mode, 3)
     rows = 4 * (3 if share.identity else 1)
-    table = init_sets(net.table(rows, 2).init, jax.random.key(0), share)
+    table = jax.random.normal(jax.random.key(0), (share.sets, rows, 2))
     bias = np.float32([[1, 2], [3, 4], [5, 9]])
-    moved = by_agent(biased(table, bias, "table", spec(), share), share, 3)
+    move = jax.jit(lambda t, b: by_agent(biased(t, b, "table", spec(), share), share, 3))
+    moved, unmoved = move(table, bias), move(table, 0 * bias)
+    np.testing.assert_array_equal(unmoved, by_agent(table, share, 3))
     expected = np.broadcast_to(bias.mean(0), (3, 2)) if mode == "full" else bias
-    added = np.asarray(moved - by_agent(table, share, 3))
+    added = np.asarray(moved) - np.asarray(unmoved)
     np.testing.assert_allclose(added, np.broadcast_to(expected[:, None], (3, 4, 2)), atol=1e-6)

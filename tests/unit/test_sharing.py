@@ -23,7 +23,7 @@ def init(key):
 def case(mode):
     rng = np.random.default_rng(0)
     share = sharing(mode, N)
-    params = init_sets(init, jax.random.key(1), share)
+    params = jax.jit(init_sets, static_argnums=(0, 2))(init, jax.random.key(1), share)
     x = jnp.asarray(rng.normal(size=(N, I)), jnp.float32)
     scale = jnp.asarray(rng.normal(size=N), jnp.float32)
     return share, params, x, scale
@@ -40,7 +40,7 @@ def test_assignment(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_a_loop_over_agents(mode):
     share, params, x, scale = case(mode)
-    lifted = over_agents(layer, share)(params, x, scale)["out"]
+    lifted = jax.jit(over_agents(layer, share))(params, x, scale)["out"]
     w, b = (np.asarray(params[name], np.float64) for name in ("w", "b"))
     for i in range(N):
         k = i if mode == "none" else 0
@@ -51,7 +51,7 @@ def test_equals_a_loop_over_agents(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_an_agent_depends_on_its_own_row_alone(mode):
     share, params, x, scale = case(mode)
-    jacobian = jax.jacobian(lambda x: over_agents(layer, share)(params, x, scale)["out"])(x)
+    jacobian = jax.jit(jax.jacobian(lambda x: over_agents(layer, share)(params, x, scale)["out"]))(x)
     others = ~np.eye(N, dtype=bool)[:, None, :, None] & np.ones(jacobian.shape, bool)
     np.testing.assert_array_equal(np.asarray(jacobian)[others], 0)
     assert np.all(np.asarray(jacobian)[~others] != 0)
@@ -67,8 +67,9 @@ def test_gradient_of_shared_parameters_is_the_sum_over_agents(mode):
     def own(params, i):
         return layer(params, x[i], scale[i])["out"].sum()
 
-    gradient = jax.grad(total)(params)
-    by_agent = [jax.grad(own)(of_agent(params, share, i), i) for i in range(N)]
+    gradient = jax.jit(jax.grad(total))(params)
+    slope = jax.jit(jax.grad(own))
+    by_agent = [slope(of_agent(params, share, i), i) for i in range(N)]
     for name, value in gradient.items():
         each = np.stack([g[name] for g in by_agent])
         expected = each if mode == "none" else each.sum(0, keepdims=True)
@@ -93,7 +94,7 @@ def test_sets_start_differently():
 def test_renumbering_agents_renumbers_outputs_where_everything_is_shared():
     share, params, x, scale = case("full")
     order = np.array([2, 0, 3, 1])
-    lifted = over_agents(layer, share)
+    lifted = jax.jit(over_agents(layer, share))
     there = lifted(params, x[order], scale[order])["out"]
     np.testing.assert_array_equal(there, lifted(params, x, scale)["out"][order])
 
@@ -101,6 +102,7 @@ def test_renumbering_agents_renumbers_outputs_where_everything_is_shared():
 def test_parameters_of_other_agents_have_no_influence_without_sharing():
     share, params, x, scale = case("none")
     changed = jax.tree.map(lambda p: p.at[2].add(1.0), params)
-    before, after = (over_agents(layer, share)(p, x, scale)["out"] for p in (params, changed))
+    lifted = jax.jit(over_agents(layer, share))
+    before, after = (lifted(p, x, scale)["out"] for p in (params, changed))
     differs = np.any(np.asarray(before) != np.asarray(after), axis=-1)
     np.testing.assert_array_equal(differs, np.arange(N) == 2)

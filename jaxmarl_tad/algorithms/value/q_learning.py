@@ -63,7 +63,9 @@ class Config:
     capacity: int = 512
     """Episodes that the replay holds."""
     lr: Real | None = None
-    """Adam's learning rate; 0.05 for tables and 5e-4 for other networks unless given."""
+    """Adam's learning rate; for tables 0.1 (QMIX 0.05) and 5e-4 for other networks unless given."""
+    lr_end: Real = 0.0
+    """Share of ``lr`` that is left at the end; it falls linearly over the run."""
     gamma: Real = 0.99
     """Discount per environment step, in [0, 1]."""
     lam: Real = 0.0
@@ -128,7 +130,8 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
         f"q_learning: steps={config.steps} must be the horizon, {spec.horizon}: whole episodes.",
     )
     kind = resolve_kind(config.network, config.memory, spec, spec.obs_dim * spec.n_agents)
-    lr = (0.05 if kind == "table" else 5e-4) if config.lr is None else config.lr
+    for_tables = 0.05 if config.mixer == "qmix" else 0.1
+    lr = (for_tables if kind == "table" else 5e-4) if config.lr is None else config.lr
     return {"network": kind, "steps": spec.horizon, "lr": lr}
 
 
@@ -269,6 +272,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         collect_key, learn_key = jax.random.split(key)
         fallen = jnp.minimum(progress / jnp.maximum(config.epsilon_fraction, 1e-6), 1.0)
         epsilon = config.epsilon_start + fallen * (config.epsilon_end - config.epsilon_start)
+        rate = lr * (1 - (1 - config.lr_end) * progress)
         memory = replay.add(state.replay, collect(collect_key, state.params, epsilon, config.envs))
 
         def update(carry: Any, i: Array) -> tuple[Any, Metrics]:
@@ -276,7 +280,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             drawn = replay.sample(memory, jax.random.fold_in(learn_key, i), config.batch)
             batch = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
             gradient, report = jax.grad(loss, has_aux=True)(params, target, batch)
-            params, optimiser_state = optimiser.update(gradient, optimiser_state, params, lr)
+            params, optimiser_state = optimiser.update(gradient, optimiser_state, params, rate)
             target = jax.tree.map(lambda t, p: t + config.target_update * (p - t), target, params)
             return (params, target, optimiser_state), report
 
