@@ -5,6 +5,7 @@ and, in the following row, the observation that was acted on, so that a truncate
 from its true final observation.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -38,24 +39,15 @@ def rollout(
     envs = actors.first.shape[0]
 
     def step(actors: Actors, t: Array) -> tuple[Actors, Transition]:
-        act_key, step_key, reset_key = jax.random.split(jax.random.fold_in(key, t), 3)
+        act_keys, step_keys, reset_keys = keys(jax.random.fold_in(key, t), 3, envs)
         memory = select(actors.first, _fresh(policy, envs), actors.memory)
-        action, memory, extras = jax.vmap(policy.act)(keys(act_key, envs), memory, actors.observation)
-        env_state, timestep = jax.vmap(env.step)(keys(step_key, envs), actors.env_state, action)
-        ended = timestep.terminated | timestep.truncated
-        fresh = jax.vmap(env.reset)(keys(reset_key, envs))
-        env_state, observation = select(ended, fresh, (env_state, timestep.observation))
-        transition = Transition(
-            observation=actors.observation,
-            action=action,
-            reward=timestep.reward,
-            terminated=timestep.terminated,
-            truncated=timestep.truncated,
-            first=actors.first,
-            next=timestep.observation,
-            extras=extras,
+        actors, transition, _ = _advance(
+            env, policy, act_keys, step_keys, actors._replace(memory=memory)
         )
-        return Actors(env_state, observation, memory, ended), transition
+        ended = transition.terminated | transition.truncated
+        fresh = jax.vmap(env.reset)(reset_keys)
+        env_state, observation = select(ended, fresh, (actors.env_state, actors.observation))
+        return Actors(env_state, observation, actors.memory, ended), transition
 
     return jax.lax.scan(step, actors, jnp.arange(steps))
 
@@ -72,32 +64,38 @@ class Episodes(NamedTuple):
 
 def episodes(env: Environment, policy: Policy, key: Key, envs: int, horizon: int) -> Episodes:
     """One whole episode in each of ``envs`` environments; nothing after its end counts."""
-    begin_key, key = jax.random.split(key)
-    start = begin(env, policy, begin_key, envs)
 
     def step(carry: tuple[Actors, Array], t: Array) -> tuple[tuple[Actors, Array], Episodes]:
         actors, running = carry
-        act_key, step_key = jax.random.split(jax.random.fold_in(key, t))
-        action, memory, extras = jax.vmap(policy.act)(
-            keys(act_key, envs), actors.memory, actors.observation
-        )
-        env_state, timestep = jax.vmap(env.step)(keys(step_key, envs), actors.env_state, action)
-        ended = timestep.terminated | timestep.truncated
-        transition = Transition(
-            observation=actors.observation,
-            action=action,
-            reward=timestep.reward,
-            terminated=timestep.terminated,
-            truncated=timestep.truncated,
-            first=jnp.broadcast_to(t == 0, running.shape),
-            next=timestep.observation,
-            extras=extras,
-        )
-        actors = Actors(env_state, timestep.observation, memory, jnp.zeros_like(ended))
-        return (actors, running & ~ended), Episodes(transition, running, timestep.info)
+        act_keys, step_keys = keys(jax.random.fold_in(key, t), 2, envs)
+        after, transition, info = _advance(env, policy, act_keys, step_keys, actors)
+        ended = transition.terminated | transition.truncated
+        after = after._replace(first=jnp.zeros(envs, bool))
+        return (after, running & ~ended), Episodes(transition, running, info)
 
+    start = begin(env, policy, jax.random.fold_in(key, horizon), envs)
     _, recorded = jax.lax.scan(step, (start, jnp.ones(envs, bool)), jnp.arange(horizon))
     return recorded
+
+
+def _advance(
+    env: Environment, policy: Policy, act_keys: Key, step_keys: Key, actors: Actors
+) -> tuple[Actors, Transition, dict[str, Array]]:
+    """One step in every environment, without resets; also what the environments tell."""
+    action, memory, extras = jax.vmap(policy.act)(act_keys, actors.memory, actors.observation)
+    env_state, timestep = jax.vmap(env.step)(step_keys, actors.env_state, action)
+    transition = Transition(
+        observation=actors.observation,
+        action=action,
+        reward=timestep.reward,
+        terminated=timestep.terminated,
+        truncated=timestep.truncated,
+        first=actors.first,
+        next=timestep.observation,
+        extras=extras,
+    )
+    after = Actors(env_state, timestep.observation, memory, actors.first)
+    return after, transition, timestep.info
 
 
 def select(condition: Bool[Array, "E"], yes: State, no: State) -> State:
@@ -113,13 +111,14 @@ def _fresh(policy: Policy, envs: int) -> Memory:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (envs, *x.shape)), policy.start())
 
 
-def keys(key: Key, count: int) -> Key:
-    """One key per environment, ``[E]``, all used in one step: ``key`` with the index in its last word.
+def keys(key: Key, *shape: int) -> Key:
+    """Keys of this shape, all used in one step: ``key`` with a running index put into its last word.
 
-    ``jax.random.split`` would hash once more per environment, a third of the cost of collecting from
-    a small game. A counter-based generator needs its keys to differ, not to look random.
+    ``jax.random.split`` would hash once more per key, a third of the cost of collecting from a small
+    game, and each hash is compiled. A counter-based generator needs keys that differ, not keys that
+    look random. What comes out must not be put in again: two keys derived twice could be equal.
     """
     words = jax.random.key_data(key)
-    index = jnp.arange(count, dtype=words.dtype)
-    spread = jnp.broadcast_to(words, (count, *words.shape)).at[:, -1].set(words[-1] ^ index)
+    index = jnp.arange(math.prod(shape), dtype=words.dtype).reshape(shape)
+    spread = jnp.broadcast_to(words, (*shape, *words.shape)).at[..., -1].set(words[-1] ^ index)
     return jax.random.wrap_key_data(spread, impl=jax.random.key_impl(key))

@@ -36,7 +36,8 @@ def sharing(mode: Mode, n_agents: int) -> Sharing:
 
 def init_sets(init: Callable[[Key], Params], key: Key, share: Sharing) -> Params:
     """Parameters of every set, stacked on a leading axis."""
-    return jax.vmap(init)(jax.random.split(key, share.sets))
+    each = key[None] if share.sets == 1 else jax.random.split(key, share.sets)
+    return jax.vmap(init)(each)
 
 
 def of_agent(params: Params, share: Sharing, agent: Any) -> Params:

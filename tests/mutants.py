@@ -122,8 +122,8 @@ MUTANTS = [
     Mutant(
         "memory is reset one step late",
         "jaxmarl_tad/rollout.py",
-        "return Actors(env_state, observation, memory, ended), transition",
-        "return Actors(env_state, observation, memory, actors.first), transition",
+        "return Actors(env_state, observation, actors.memory, ended), transition",
+        "return Actors(env_state, observation, actors.memory, actors.first), transition",
         f"{COMPILED} -k rollout_equals_and_iql",
     ),
     Mutant(
@@ -136,8 +136,9 @@ MUTANTS = [
     Mutant(
         "the final observation is the next episode's",
         "jaxmarl_tad/rollout.py",
-        "first=actors.first,\n            next=timestep.observation,",
-        "first=actors.first,\n            next=observation,",
+        "return Actors(env_state, observation, actors.memory, ended), transition",
+        "transition = transition._replace(next=observation)\n"
+        "        return Actors(env_state, observation, actors.memory, ended), transition",
         "tests/unit -k rollout",
     ),
     Mutant(

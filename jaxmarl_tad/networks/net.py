@@ -92,10 +92,15 @@ class Torso(nn.Module):
 def table(rows: int, outputs: int, scale: float = 0.01) -> Net:
     """One row of free parameters per distinct input: exact for a finite game."""
     return Net(
-        init=lambda key: scale * jax.random.normal(key, (rows, outputs)),
+        init=lambda key: normal(key, (rows, outputs), scale),
         start=lambda: (),
         apply=lambda params, memory, index: (params[index], memory),
     )
+
+
+def normal(key: Key, shape: tuple[int, ...], scale: float) -> Array:
+    """Normal numbers of this standard deviation; none are drawn where it is 0."""
+    return scale * jax.random.normal(key, shape) if scale else jnp.zeros(shape)
 
 
 def draw(key: Key, shapes: Params, out_gain: float) -> Params:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxmarl_tad.networks.net import Kind, draw
+from jaxmarl_tad.networks.net import Kind, draw, normal
 from jaxmarl_tad.types import Key, Params
 
 Prefix = Any
@@ -108,7 +108,7 @@ def _table(states: int, outputs: int, agents: int, actions: int, identity: bool,
         return params[row + agent * (rows // agents) if identity else row]
 
     return Head(
-        init=lambda key: scale * jax.random.normal(key, (rows, outputs)),
+        init=lambda key: normal(key, (rows, outputs), scale),
         empty=lambda: jnp.zeros((), jnp.int32),
         token=token,
         read=read,

@@ -154,16 +154,17 @@ def test_agents_that_can_be_told_apart_break_the_symmetry(name, method, sharing)
 # Variants of the sequential policy, and networks other than tables
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
         {"order": "random", "information": "local", "discount": "fractional"},
-        slow({"order": "reversed"}),
-        slow({"order": "random"}),
-        slow({"order": (1, 0)}),
-        slow({"information": "local"}),
-        slow({"discount": "fractional"}),
-        slow({"sharing": "none"}),
+        {"order": "reversed"},
+        {"order": "random"},
+        {"order": (1, 0)},
+        {"information": "local"},
+        {"discount": "fractional"},
+        {"sharing": "none"},
     ],
     ids=lambda fields: "-".join(f"{k}={v}" for k, v in fields.items()),
 )

@@ -193,7 +193,8 @@ def make(config: Config, env: Environment) -> Algorithm:
     shape |= {"hidden": config.hidden}
     shape |= {"inputs": _states(config, spec) if tabular else width if recurrent else inputs}
     actor = head(config.network, config.prefix, outputs=spec.n_actions, gain=0.01, **shape)
-    critic = head(config.network, config.prefix, outputs=1, gain=1.0, **shape)
+    first_gain = 0.0 if tabular else 1.0  # a table of values starts at 0
+    critic = head(config.network, config.prefix, outputs=1, gain=first_gain, **shape)
 
     def trunk_start() -> Memory:
         return trunk.start() if recurrent else ()

@@ -145,6 +145,10 @@ def make(config: Config, env: Environment) -> Algorithm:
     assert config.steps is not None and config.lr is not None
     steps, lr = config.steps, config.lr
 
+    # In a finite game every agent reads rows of its own table of distributions.
+    tabular = config.network == "table"
+    legal: Any = legal_actions(env) if tabular else None
+
     # What the policy sees: its own row, one agent at a time.
     view, inputs = agent_inputs(config.network, spec, share.identity)
     kind = {"kind": config.network, "hidden": config.hidden, "memory": config.memory}
@@ -158,16 +162,14 @@ def make(config: Config, env: Environment) -> Algorithm:
     local = config.critic == "local"
     state_view, state_inputs_ = state_inputs(config.network, spec)
     critic_share = share if local else sharing("full", 1)
-    critic = network(inputs=inputs if local else state_inputs_, outputs=1, **kind)
+    first_gain = 0.0 if tabular else 1.0  # a table of values starts at 0
+    critic_inputs = inputs if local else state_inputs_
+    critic = network(inputs=critic_inputs, outputs=1, gain=first_gain, **kind)
     value_all = over_agents(critic.apply, critic_share)
     critics = spec.n_agents if local else 1
 
     def critic_start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (critics, 1)), critic.start())
-
-    # In a finite game every agent reads rows of its own table of distributions.
-    tabular = config.network == "table"
-    legal: Any = legal_actions(env) if tabular else None
 
     def views(observation: Observation) -> Any:
         if tabular:
