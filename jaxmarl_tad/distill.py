@@ -98,7 +98,7 @@ def distill(
     """Distil every member of ``teacher`` (or one policy) into decentralised students.
 
     Args:
-        teacher: A run, or one policy.
+        teacher: A run, or one policy (which acts as it is, whatever ``config.teacher`` says).
         env: Where the teacher shows what it does; by default where each member was trained.
         config: Settings to start from.
         seed: Added to the seed of each teacher's member.

@@ -30,8 +30,10 @@ def lambda_returns(
     ``reward``, ``terminated`` and ``truncated`` may lack trailing axes of ``next_value`` (one reward
     for several agents' values); so may ``gamma`` and ``lam``, which are numbers or have axis ``T``.
     """
-    discount = _spread(gamma * jnp.where(terminated, 0.0, 1.0), next_value)
-    trace = _spread(lam * jnp.where(terminated | truncated, 0.0, 1.0), next_value)
+    goes_on = ~_spread(terminated, next_value)
+    uncut = ~_spread(terminated | truncated, next_value)
+    discount = jnp.where(goes_on, _spread(gamma, next_value), 0.0)
+    trace = jnp.where(uncut, _spread(lam, next_value), 0.0)
     fixed = _spread(reward, next_value) + discount * (1 - trace) * next_value
     carried = discount * trace
 

@@ -40,18 +40,27 @@ class Head(NamedTuple):
 
 
 def table_rows(states: int, agents: int, actions: int, identity: bool) -> int:
-    """Rows of a table over (reader if ``identity``, state, choices of the others so far)."""
-    return (agents if identity else 1) * states * (actions + 1) ** (agents - 1)
+    """Rows of a table over (state, choices so far), per reader if ``identity``."""
+    if identity:
+        return agents * states * (actions + 1) ** (agents - 1)
+    return states * (actions + 1) ** agents
 
 
 def table_row(
-    state: Int[Array, ""], agent: Int[Array, ""], code: Int[Array, ""], agents: int, actions: int
+    state: Int[Array, ""],
+    agent: Int[Array, ""],
+    code: Int[Array, ""],
+    agents: int,
+    actions: int,
+    identity: bool,
 ) -> Int[Array, ""]:
-    """The row, among an agent's own, for a state and the sum of the tokens of those before it.
+    """The row, among those a reader may see, for a state and the sum of the tokens before it.
 
-    The code has one digit per agent in base A + 1, 0 for who has not chosen. The reader's own digit
-    is always 0 and is cut out.
+    The code has one digit per agent in base A + 1, 0 for who has not chosen. The reader's own digit is
+    always 0; where each reader has rows of its own, it is cut out.
     """
+    if not identity:
+        return state * (actions + 1) ** agents + code
     place = _places(agents, actions)[agent]
     others = code % place + code // (place * (actions + 1)) * place
     return state * (actions + 1) ** (agents - 1) + others
@@ -104,7 +113,7 @@ def _table(states: int, outputs: int, agents: int, actions: int, identity: bool,
         return (action + 1) * _places(agents, actions)[agent]
 
     def read(params: Params, state: Array, agent: Array, code: Array) -> Array:
-        row = table_row(state, agent, code, agents, actions)
+        row = table_row(state, agent, code, agents, actions, identity)
         return params[row + agent * (rows // agents) if identity else row]
 
     return Head(

@@ -129,7 +129,7 @@ class Skirmish:
     ghost: Real = 0.0
     """What a dead agent sees (the scale of a view, or the index of a one-hot one): it means nothing."""
     ghost_action: Real = 0.0
-    """The one action that is legal for dead agents, and does nothing (not if ``one_hot``)."""
+    """The one action that dead agents may not take, though theirs do nothing (not if ``one_hot``)."""
     forbidden: Real = 0.0
     """Reward for an illegal action."""
     only: Real = 0.0
@@ -158,7 +158,7 @@ class Skirmish:
         if not self.one_hot:
             odd = (state.clock % 2 == 1)[None, None]
             base = base & ~(odd & jnp.asarray([[0, 0, 0], [0, 0, 0], [0, 1, 0]], bool))
-            dead = jnp.arange(3) == jnp.asarray(self.ghost_action)
+            dead = jnp.arange(3) != jnp.asarray(self.ghost_action)
             base = jnp.where(self._alive(state)[:, None], base, dead)
         return jnp.where(jnp.asarray(self.only) != 0, jnp.arange(3) == 0, base)
 

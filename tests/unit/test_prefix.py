@@ -138,10 +138,9 @@ def situations(reader, agents, actions):
 @pytest.mark.parametrize(("agents", "actions", "states"), [(2, 3, 2), (3, 2, 2), (4, 2, 1), (2, 5, 3)])
 def test_rows_of_the_table_are_a_numbering_of_states_and_situations(agents, actions, states):
     # Σ over states of Π_{j ≠ reader} (A + 1): every row is met exactly once by every reader.
-    count = prefix.table_rows(states, agents, actions, identity=False)
-    assert count == states * (actions + 1) ** (agents - 1)
+    count = states * (actions + 1) ** (agents - 1)
     assert prefix.table_rows(states, agents, actions, identity=True) == agents * count
-    row = jax.jit(jax.vmap(lambda s, i, c: prefix.table_row(s, i, c, agents, actions)))
+    row = jax.jit(jax.vmap(lambda s, i, c: prefix.table_row(s, i, c, agents, actions, True)))
     for reader in range(agents):
         told = list(itertools.product(range(states), situations(reader, agents, actions)))
         code = [sum((a + 1) * (actions + 1) ** j for j, a in enumerate(who)) for _, who in told]
@@ -151,6 +150,18 @@ def test_rows_of_the_table_are_a_numbering_of_states_and_situations(agents, acti
             jnp.asarray(code, jnp.int32),
         )
         assert sorted(np.asarray(rows).tolist()) == list(range(count))
+
+
+def test_readers_without_an_identity_are_told_who_chose_what():
+    # All (A + 1)^N codes differ, so "0 chose a" and "1 chose a" never share a row.
+    count = prefix.table_rows(STATES, N, A, identity=False)
+    assert count == STATES * (A + 1) ** N
+    rows = {
+        int(prefix.table_row(jnp.asarray(s), jnp.asarray(0), jnp.asarray(c), N, A, False))
+        for s in range(STATES)
+        for c in range((A + 1) ** N)
+    }
+    assert rows == set(range(count))
 
 
 def test_readers_with_an_identity_have_rows_of_their_own():

@@ -102,7 +102,9 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
             sorted(config.order) == list(range(spec.n_agents)),
             f"tad_ppo: order={config.order} must be a permutation of 0..{spec.n_agents - 1}.",
         )
-    rows = table_rows(_states(config, spec), spec.n_agents, spec.n_actions, identity=True)
+    rows = table_rows(
+        _states(config, spec), spec.n_agents, spec.n_actions, identity=config.sharing == "full_id"
+    )
     kind = resolve_kind(config.network, config.memory, spec, rows)
     lr = (0.02 if kind == "table" else 5e-4) if config.lr is None else config.lr
     return {"network": kind, "steps": resolve_steps(config.steps, spec), "lr": lr}
@@ -220,7 +222,9 @@ def make(config: Config, env: Environment) -> Algorithm:
         state = view(observation)
         tokens = jax.vmap(lambda i, a: actor.token(None, state, i, a))(agents, action)
         code = prefixes(tokens, before & observation.alive[None, :])
-        return jax.vmap(lambda i, c: table_row(state, i, c, n, spec.n_actions))(agents, code)
+        return jax.vmap(lambda i, c: table_row(state, i, c, n, spec.n_actions, share.identity))(
+            agents, code
+        )
 
     def first_value(params: Any, memory: Memory, observation: Observation, order: Any) -> Any:
         """V(s, ∅) of the first living agent in line."""
@@ -376,7 +380,7 @@ def make(config: Config, env: Environment) -> Algorithm:
                 agent, uniform = turn
                 own = None if tabular else of_agent(params.actor["head"], share, agent)
                 if table is not None:
-                    row = table_row(x, agent, prefix, n, spec.n_actions)
+                    row = table_row(x, agent, prefix, n, spec.n_actions, share.identity)
                     action, told = table.act(uniform, agent, row, greedy)
                 else:
                     logits = actor.read(own, x, agent, prefix)
