@@ -12,6 +12,7 @@ note001 (where they start in the basin of 0) and at 4 in the hallways; TAD-PPO a
 students reach 10/10/10/11/10/8, 10 and 5. In the hallway of length 1 everybody gets 5.
 """
 
+import functools
 import math
 import os
 import pathlib
@@ -132,23 +133,29 @@ def host(state):
     return jax.tree.map(np.array, state)
 
 
-def joint_policy(trained: jt.Trained, states: list, game: int, draws: int = 256):
-    """How often each joint action is the first of an episode, ``[snapshots, A, A]``, over all seeds."""
+def joint_policy(trained: jt.Trained, states: list, game: int) -> np.ndarray:
+    """How often each joint action begins an episode of each seed, ``[snapshots, seeds, A, A]``."""
     rows = slice(game * SEEDS, (game + 1) * SEEDS)
     members = jax.tree.map(lambda x: x[rows], trained.stacked)
+    shares = action_shares(trained.plan.make)
+    return np.stack(
+        [np.asarray(shares(members, jax.tree.map(lambda x: x[rows], state))) for state in states]
+    )
 
-    def frequencies(member, state):
-        policy = trained.plan.make(member.config, member.source).policy(state, greedy=False)
+
+@functools.cache
+def action_shares(make, draws: int = 256):
+    """A compiled function of members and their states: the share of each first joint action."""
+
+    def one(member, state):
+        policy = make(member.config, member.source).policy(state, greedy=False)
         _, observation = member.env.reset(jax.random.key(0))
         keys = jax.random.split(jax.random.key(member.seed), draws)
         action, _, _ = jax.vmap(lambda key: policy.act(key, policy.start(), observation))(keys)
         one_hot = jax.nn.one_hot(action, observation.legal.shape[-1])
         return jnp.einsum("da,db->ab", one_hot[:, 0], one_hot[:, 1]) / draws
 
-    each = jax.jit(jax.vmap(frequencies))
-    return np.stack(
-        [np.asarray(each(members, jax.tree.map(lambda x: x[rows], state))) for state in states]
-    )
+    return jax.jit(jax.vmap(one))
 
 
 def figures(study: Study, kept: dict) -> list[pathlib.Path]:

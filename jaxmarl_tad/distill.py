@@ -26,7 +26,7 @@ from jaxmarl_tad.config import Real, config_of, require, resolve_steps, struct
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember, agent_inputs, network, resolve_kind, unroll
 from jaxmarl_tad.optimise import adam, improve
-from jaxmarl_tad.rollout import Actors, begin, rollout
+from jaxmarl_tad.rollout import Actors, begin, keys, rollout
 from jaxmarl_tad.run import AfterChunk, Game, Trained, as_game, evaluate, execute
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.sweep import Make, Member
@@ -304,13 +304,13 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
         return Policy(lambda: (teacher.start(), start()), act, "centralised")
 
     def init(key: Key) -> State:
-        params_key, begin_key = jax.random.split(key)
+        params_key, begin_key = key, jax.random.fold_in(key, 0)
         params = Params(init_sets(actor.init, params_key, share))
         actors = begin(env, both(params, 0.0), begin_key, config.envs)
         return State(params, Params(optimiser.init(params.actor)), actors)
 
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
-        collect_key, learn_key = jax.random.split(key)
+        collect_key, learn_key = keys(key, 2)
         memory = state.actors.memory[1]
         actors, seen = rollout(env, both(state.params, progress), collect_key, state.actors, steps)
         batch = Batch(

@@ -31,8 +31,9 @@ def draw(uniform: Float[Array, "*batch"], cdf: Float[Array, "*batch A"]) -> Int[
     """Actions by inverse CDF from numbers uniform in [0, 1)."""
     # Rounding must not lift the threshold to the total, where no action would be left to choose.
     threshold = jnp.minimum(uniform, 1 - 2.0**-20) * cdf[..., -1]
+    drawn = jnp.sum(cdf <= threshold[..., None], axis=-1).astype(jnp.int32)
     # An agent without any legal action (a dead one) takes action 0, as the mode does.
-    return jnp.sum(cdf <= threshold[..., None], axis=-1).astype(jnp.int32) % cdf.shape[-1]
+    return jnp.where(drawn < cdf.shape[-1], drawn, 0)
 
 
 def sample(

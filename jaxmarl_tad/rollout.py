@@ -116,9 +116,10 @@ def keys(key: Key, *shape: int) -> Key:
 
     ``jax.random.split`` would hash once more per key, a third of the cost of collecting from a small
     game, and each hash is compiled. A counter-based generator needs keys that differ, not keys that
-    look random. What comes out must not be put in again: two keys derived twice could be equal.
+    look random. What comes out must be hashed (``fold_in``) before it is put in again: keys derived
+    twice in a row could be equal.
     """
     words = jax.random.key_data(key)
     index = jnp.arange(math.prod(shape), dtype=words.dtype).reshape(shape)
-    spread = jnp.broadcast_to(words, (*shape, *words.shape)).at[..., -1].set(words[-1] ^ index)
-    return jax.random.wrap_key_data(spread, impl=jax.random.key_impl(key))
+    spread = [jnp.broadcast_to(word, shape) for word in words[:-1]] + [words[-1] ^ index]
+    return jax.random.wrap_key_data(jnp.stack(spread, axis=-1), impl=jax.random.key_impl(key))

@@ -30,7 +30,7 @@ from jaxmarl_tad.networks.prefix import Read, head, prefixes, table_row, table_r
 from jaxmarl_tad.networks.tables import Logits, biased, by_agent, choices, legal_actions
 from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
 from jaxmarl_tad.optimise import adam, improve
-from jaxmarl_tad.rollout import Actors, begin, rollout
+from jaxmarl_tad.rollout import Actors, begin, keys, rollout
 from jaxmarl_tad.sharing import Mode, init_sets, of_agent, sharing
 from jaxmarl_tad.targets import lambda_returns
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
@@ -205,9 +205,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         return trunk.apply(params["trunk"], memory, x) if recurrent else (x, memory)
 
     def init_part(part: Any, key: Key) -> dict[str, Any]:
-        trunk_key, head_key = jax.random.split(key)
-        made = {"head": init_sets(part.init, head_key, share)}
-        return made | {"trunk": trunk.init(trunk_key)} if recurrent else made
+        made = {"head": init_sets(part.init, key, share)}
+        return made | {"trunk": trunk.init(jax.random.fold_in(key, 1))} if recurrent else made
 
     # Teacher forcing: all agents' outputs in one pass, each given the choices made before its own.
     def read_all(part: Any, params: Any, memory: Memory, batch: Batch) -> tuple[Any, Memory]:
@@ -269,7 +268,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         return policy_loss + value_loss, report
 
     def init(key: Key) -> State:
-        actor_key, critic_key, begin_key = jax.random.split(key, 3)
+        actor_key, critic_key = keys(key, 2)
+        begin_key = jax.random.fold_in(key, 0)
         params = Params(init_part(actor, actor_key), init_part(critic, critic_key))
         biased_head = biased(params.actor["head"], config.initial_logits, config.network, spec, share)
         params = params._replace(actor=params.actor | {"head": biased_head})
@@ -282,7 +282,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         )
 
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
-        collect_key, learn_key = jax.random.split(key)
+        collect_key, learn_key = keys(key, 2)
         memory = Params(actor=state.actors.memory.trunk, critic=state.critic_memory)
         behaviour = policy_of(state.params, greedy=False)
         actors, seen = rollout(env, behaviour, collect_key, state.actors, steps)

@@ -40,7 +40,7 @@ from jaxmarl_tad.networks.net import (
 from jaxmarl_tad.networks.tables import Logits, biased, choices, legal_actions
 from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
 from jaxmarl_tad.optimise import adam, improve
-from jaxmarl_tad.rollout import Actors, begin, rollout
+from jaxmarl_tad.rollout import Actors, begin, keys, rollout
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.targets import lambda_returns
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
@@ -221,7 +221,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         return policy_loss + value_loss, report
 
     def init(key: Key) -> State:
-        actor_key, critic_key, begin_key = jax.random.split(key, 3)
+        actor_key, critic_key = keys(key, 2)
+        begin_key = jax.random.fold_in(key, 0)
         logits = init_sets(actor.init, actor_key, share)
         params = Params(
             actor=biased(logits, config.initial_logits, config.network, spec, share),
@@ -237,7 +238,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         )
 
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
-        collect_key, learn_key = jax.random.split(key)
+        collect_key, learn_key = keys(key, 2)
         memory = Params(actor=state.actors.memory, critic=state.critic_memory)
         behaviour = policy_of(state.params, greedy=False)
         actors, seen = rollout(env, behaviour, collect_key, state.actors, steps)

@@ -39,7 +39,7 @@ from jaxmarl_tad.networks.net import (
 )
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.replay import Replay
-from jaxmarl_tad.rollout import episodes
+from jaxmarl_tad.rollout import episodes, keys
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.targets import lambda_returns
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
@@ -258,7 +258,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), record)
 
     def init(key: Key) -> State:
-        agents_key, mixer_key, collect_key = jax.random.split(key, 3)
+        agents_key, mixer_key = keys(key, 2)
+        collect_key = jax.random.fold_in(key, 0)
         params = Params(init_sets(agent.init, agents_key, share), mixing.init(mixer_key))
         first = collect(collect_key, params, 1.0, config.first_episodes)
         return State(
@@ -269,7 +270,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         )
 
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
-        collect_key, learn_key = jax.random.split(key)
+        collect_key, learn_key = keys(key, 2)
         fallen = jnp.minimum(progress / jnp.maximum(config.epsilon_fraction, 1e-6), 1.0)
         epsilon = config.epsilon_start + fallen * (config.epsilon_end - config.epsilon_start)
         rate = lr * (1 - (1 - config.lr_end) * progress)

@@ -1,0 +1,31 @@
+"""Which compiled checks run in the fast tier: those of one method per file, at its defaults.
+
+Presets of one factory differ in a term, so the fast tier compiles the last of each; the others, and
+every method with its other memory and sharing, are compiled in the slow tier. What needs a memory
+runs for the same representatives in both. Laws need no compilation and always cover everything.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from jaxmarl_tad.algorithms import METHODS
+
+HERE = Path(__file__).parent
+REPRESENTATIVES = {row.make: row.name for row in METHODS.values()}
+FAST = {*REPRESENTATIVES.values(), "distill"}
+ABOUT_MEMORY = "test_a_rollout_equals_stepwise_acting"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        compiled = item.path.parent == HERE and item.path.stem in ("test_compiled", "test_probes")
+        if not compiled or not hasattr(item, "callspec"):
+            continue
+        case = item.callspec.params.get("case")
+        name = item.callspec.params.get("name") if case is None else case.method
+        memory = item.callspec.params.get("memory", "none") if case is None else case.memory
+        remembers = memory != "none" and item.originalname != ABOUT_MEMORY
+        if name is not None and (name not in FAST or remembers):
+            item.add_marker(pytest.mark.slow)
