@@ -37,22 +37,22 @@ MUTANTS = [
     Mutant(
         "terminated steps bootstrap",
         "jaxmarl_tad/targets.py",
-        "gamma * jnp.where(terminated, 0.0, 1.0)",
-        "gamma * jnp.where(terminated, 1.0, 1.0)",
+        "goes_on = ~_spread(terminated, next_value)",
+        "goes_on = _spread(terminated | ~terminated, next_value)",
         f"{PROBES} -k value_is_found_and_ippo",
     ),
     Mutant(
         "truncated steps do not bootstrap",
         "jaxmarl_tad/targets.py",
-        "gamma * jnp.where(terminated, 0.0, 1.0)",
-        "gamma * jnp.where(terminated | truncated, 0.0, 1.0)",
+        "goes_on = ~_spread(terminated, next_value)",
+        "goes_on = ~_spread(terminated | truncated, next_value)",
         f"{PROBES} -k endless_and_iql_and_value",
     ),
     Mutant(
         "the trace crosses a truncation",
         "jaxmarl_tad/targets.py",
-        "lam * jnp.where(terminated | truncated, 0.0, 1.0)",
-        "lam * jnp.where(terminated, 0.0, 1.0)",
+        "uncut = ~_spread(terminated | truncated, next_value)",
+        "uncut = ~_spread(terminated, next_value)",
         "tests/unit -k target",
     ),
     Mutant(
