@@ -15,6 +15,7 @@ from tad_envs.struct import Real, check_keywords, concrete, leaf_fields, static_
 __all__ = [
     "Real",
     "as_dict",
+    "check_divides",
     "check_range",
     "concrete",
     "config_of",
@@ -84,6 +85,15 @@ def check_range(config: Any, **ranges: tuple[float, float]) -> None:
             inside = bool(np.all((np.asarray(value) >= low) & (np.asarray(value) <= high)))
             owner = type(config).__module__.rpartition(".")[2]
             require(inside, f"{owner}: {name}={value!r} must lie in [{low:g}, {high:g}].")
+
+
+def check_divides(config: Any, name: str, whole: str) -> None:
+    """Refuse a size that does not divide another, naming the nearest that do."""
+    value, total = getattr(config, name), getattr(config, whole)
+    valid = sorted((d for d in range(1, total + 1) if total % d == 0), key=lambda d: abs(d - value))
+    near = " or ".join(map(str, sorted(valid[:2])))
+    owner = type(config).__module__.rpartition(".")[2]
+    require(value in valid, f"{owner}: {name}={value} must divide {whole}={total}; nearest: {near}.")
 
 
 def resolve_steps(steps: int | None, spec: Spec) -> int:

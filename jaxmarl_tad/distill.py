@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarl_tad import distributions
-from jaxmarl_tad.config import Real, config_of, require, resolve_steps, struct
+from jaxmarl_tad.config import Real, check_divides, config_of, require, resolve_steps, struct
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember, agent_inputs, network, resolve_kind, unroll
 from jaxmarl_tad.optimise import adam, improve
@@ -69,10 +69,7 @@ class Config:
         """Refuse impossible sizes."""
         sizes = min(self.envs, self.epochs, self.minibatches)
         require(sizes >= 1, "distill: envs, epochs and minibatches must be positive.")
-        require(
-            self.envs % self.minibatches == 0,
-            f"distill: minibatches={self.minibatches} must divide envs={self.envs}.",
-        )
+        check_divides(self, "minibatches", "envs")
 
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:

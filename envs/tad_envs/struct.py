@@ -46,7 +46,7 @@ def require(condition: bool, message: str) -> None:
 def nearest(name: str, choices: Iterable[str]) -> str:
     """A sentence naming the choice closest to ``name``, or all choices where none is close."""
     choices = sorted(choices)
-    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
     return f"expected one of: {', '.join(choices)}."

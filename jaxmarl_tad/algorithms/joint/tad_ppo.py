@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarl_tad import distributions
-from jaxmarl_tad.config import Real, check_range, require, resolve_steps, struct
+from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_steps, struct
 from jaxmarl_tad.losses import clipped_surrogate, clipped_value_loss, masked_mean, standardise
 from jaxmarl_tad.networks.net import Kind, Remember, network, resolve_kind, unroll
 from jaxmarl_tad.networks.prefix import Read, head, prefixes, table_row, table_rows
@@ -87,10 +87,7 @@ class Config:
         """Refuse impossible sizes and ranges."""
         sizes = min(self.envs, self.epochs, self.minibatches)
         require(sizes >= 1, "tad_ppo: envs, epochs and minibatches must be positive.")
-        require(
-            self.envs % self.minibatches == 0,
-            f"tad_ppo: minibatches={self.minibatches} must divide envs={self.envs}.",
-        )
+        check_divides(self, "minibatches", "envs")
         check_range(self, gamma=(0, 1), lam=(0, 1), clip=(0, 1), entropy_coef=(0, jnp.inf))
 
 

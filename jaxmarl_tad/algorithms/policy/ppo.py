@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxmarl_tad import distributions
-from jaxmarl_tad.config import Real, check_range, require, resolve_steps, struct
+from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_steps, struct
 from jaxmarl_tad.losses import (
     clipped_surrogate,
     clipped_value_loss,
@@ -89,10 +89,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse impossible sizes and ranges."""
         require(min(self.envs, self.epochs, self.minibatches) >= 1, "ppo: sizes must be positive.")
-        require(
-            self.envs % self.minibatches == 0,
-            f"ppo: minibatches={self.minibatches} must divide envs={self.envs}.",
-        )
+        check_divides(self, "minibatches", "envs")
         check_range(self, gamma=(0, 1), lam=(0, 1), clip=(0, 1), entropy_coef=(0, jnp.inf))
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxmarl_tad import replay
-from jaxmarl_tad.config import Real, check_range, require, struct
+from jaxmarl_tad.config import Real, check_divides, check_range, require, struct
 from jaxmarl_tad.distributions import IMPOSSIBLE
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.mixers import Name, mixer
@@ -99,10 +99,7 @@ class Config:
         """Refuse impossible sizes and ranges."""
         sizes = (self.envs, self.updates, self.batch, self.capacity, self.embed, self.hyper)
         require(min(sizes) >= 1, "q_learning: sizes must be positive.")
-        require(
-            self.capacity % self.envs == 0,
-            f"q_learning: envs={self.envs} must divide capacity={self.capacity}.",
-        )
+        check_divides(self, "envs", "capacity")
         require(
             self.capacity >= self.batch,
             f"q_learning: capacity={self.capacity} must be at least batch={self.batch}.",
