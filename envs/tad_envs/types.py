@@ -60,7 +60,8 @@ class Spec(NamedTuple):
     """Action dimensions per agent; 0 if actions are discrete."""
     discrete: bool = True
     one_hot: bool = False
-    """Every row of ``agents`` and the ``state`` are one-hot: tables are gathered at the argmax."""
+    """Every row of ``agents`` and the ``state`` are one-hot, so that tables are gathered at the argmax,
+    and what is legal depends on the agent alone."""
     terminates: bool = True
     """Whether an episode can end by itself, rather than only by the clock."""
     order_dependent: bool = False

@@ -73,12 +73,16 @@ class Choices(NamedTuple):
         uniform: Float[Array, "..."],
         agent: Int[Array, "..."],
         row: Int[Array, "..."],
+        legal: Bool[Array, "... A"],
         greedy: bool,
     ) -> tuple[Int[Array, "..."], dict[str, Array]]:
-        """Actions, drawn or most likely, and what a policy tells about them."""
+        """Actions, drawn or most likely, and what a policy tells about them.
+
+        The most likely action is legal also in another game of equal sizes than that of the tables.
+        """
         log_probs = self.log_probs[agent, row]
         if greedy:
-            action = distributions.mode(log_probs)
+            action = distributions.mode(jnp.where(legal, log_probs, distributions.IMPOSSIBLE))
         else:
             action = distributions.draw(uniform, self.cumulative[agent, row])
         log_prob = distributions.log_probability(log_probs, action)

@@ -378,7 +378,7 @@ def make(config: Config, env: Environment) -> Algorithm:
                 own = None if tabular else of_agent(params.actor["head"], share, agent)
                 if table is not None:
                     row = table_row(x, agent, prefix, n, spec.n_actions, share.identity)
-                    action, told = table.act(uniform, agent, row, greedy)
+                    action, told = table.act(uniform, agent, row, observation.legal[agent], greedy)
                 else:
                     logits = actor.read(own, x, agent, prefix)
                     log_probs = distributions.log_probabilities(logits, observation.legal[agent])

@@ -246,6 +246,12 @@ def make(config: Config, env: Environment) -> Algorithm:
         look_ahead = lambda m, o: value_all(critic, m, critic_views(o))[0][..., 0]  # noqa: E731
         over = (0, 0) if jax.tree.leaves(memories) else (None, 0)
         next_value = jax.vmap(jax.vmap(look_ahead, over), over)(memories, seen.next)
+        if local:
+            # A dead agent's view is worth nothing: beyond its death the team's mean value stands in.
+            living = seen.next.alive
+            team = jnp.sum(jnp.where(living, next_value, 0.0), -1, keepdims=True)
+            team = team / jnp.maximum(jnp.sum(living, -1, keepdims=True), 1)
+            next_value = jnp.where(living, next_value, team)
         target = lambda_returns(
             seen.reward,
             restored(state.scale, next_value),
@@ -291,7 +297,9 @@ def make(config: Config, env: Environment) -> Algorithm:
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
             uniform = jax.random.uniform(key, (spec.n_agents,))
             if table is not None:
-                action, extras = table.act(uniform, agents, views(observation), greedy)
+                action, extras = table.act(
+                    uniform, agents, views(observation), observation.legal, greedy
+                )
                 return action, memory, extras
             logits, memory = act_all(params.actor, memory, views(observation))
             log_probs = distributions.log_probabilities(logits, observation.legal)
