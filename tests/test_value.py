@@ -20,6 +20,7 @@ from jaxmarl_tad import replay
 from jaxmarl_tad.algorithms.value import q_learning
 from jaxmarl_tad.networks import mixers
 from jaxmarl_tad.networks.mixers import mixer
+from jaxmarl_tad.rollout import keys
 from jaxmarl_tad.sharing import sharing
 from tad_envs import Real, Spec, TimeStep, finite, struct
 from tad_envs.struct import AnyArray
@@ -277,7 +278,7 @@ def test_the_loss_equals_a_slow_loop(method, double):
     for lam in (0.0, 0.7, 1.0):
         key = jax.random.key(3)
         state, report = step(dataclasses.replace(config, lam=lam), SKIRMISH, key, started, 0.5)
-        draw = jax.random.fold_in(jax.random.split(key)[1], 0)
+        draw = jax.random.fold_in(keys(key, 2)[1], 0)  # as step derives it
         batch = Slow(*replay.sample(state.replay, draw, config.batch))
         assert 0 < np.asarray(batch.terminated & batch.valid).any(1).sum() < config.batch
         own = jax.tree.map(np.asarray, (params, target))

@@ -142,11 +142,8 @@ INFLUENCES = {
 
 @pytest.mark.parametrize("leaves", INFLUENCES.values(), ids=list(INFLUENCES))
 @EVERY
-def test_without_influence(request, case, leaves):
+def test_without_influence(case, leaves):
     """Rewards after the end, those of illegal actions, and what dead agents see and do."""
-    if case.method == "ippo" and "ghost" in leaves:
-        reason = "the local critic bootstraps from the view of an agent that has just died"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     run, states = watched(case)
     other, changed = watched(case, **leaves)
     for before, after in zip(states, changed, strict=True):
