@@ -54,7 +54,7 @@ lock: ## Resolve the dependencies anew (UPGRADE=1: to the newest versions)
 		out=$$1; shift; echo "resolving $$out"; touch $$out; \
 		if test -n "$(UPGRADE)"; then : > $$out; fi; \
 		UV_NO_CONFIG=1 $$uv pip compile pyproject.toml --quiet --universal --python-version 3.11 \
-			--generate-hashes --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+			--generate-hashes --no-header --no-annotate \
 			--extra dev "$$@" --output-file $$out > /dev/null || return 1; \
 		if grep -n "://" $$out; then echo "$$out holds an address; see above." >&2; return 1; fi; \
 	}; \
