@@ -2,6 +2,7 @@
 
 from jaxmarl_tad.algorithms import algorithm, algorithms, config
 from jaxmarl_tad.distill import distill
+from jaxmarl_tad.resume import load, resume
 from jaxmarl_tad.run import Trained, evaluate, run
 from jaxmarl_tad.train import train
 from jaxmarl_tad.types import Algorithm, Policy, Transition
@@ -19,7 +20,9 @@ __all__ = [
     "distill",
     "environments",
     "evaluate",
+    "load",
     "make",
+    "resume",
     "run",
     "solve",
     "train",

@@ -15,6 +15,7 @@ lets the student act in a growing share of steps while the teacher still labels 
 """
 
 import dataclasses
+import os
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,11 +24,12 @@ import numpy as np
 
 from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, check_divides, config_of, require, resolve_steps, struct
+from jaxmarl_tad.devices import Shard
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember, agent_inputs, network, resolve_kind, unroll
 from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.rollout import Actors, begin, keys, rollout
-from jaxmarl_tad.run import AfterChunk, Game, Trained, as_game, evaluate, execute
+from jaxmarl_tad.run import AfterChunk, Game, Job, Trained, as_game, as_job, evaluate, execute
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.sweep import Make, Member
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
@@ -88,6 +90,10 @@ def distill(
     seed: int = 0,
     evaluations: int = 5,
     episodes: int = 32,
+    prng: Literal["threefry", "hash"] = "threefry",
+    out: str | os.PathLike[str] | None = None,
+    shard: Shard = "members",
+    save_seconds: float = 30.0,
     progress: bool | None = None,
     after_chunk: AfterChunk | None = None,
     **fields: Any,
@@ -101,6 +107,10 @@ def distill(
         seed: Added to the seed of each teacher's member.
         evaluations: How often the students are evaluated.
         episodes: Episodes of each evaluation.
+        prng: As in :func:`run`, and so are the following four.
+        out: A folder for results and checkpoints. If it holds the same students, they are continued.
+        shard: What is spread over the devices: members, or the environments of each.
+        save_seconds: Least time between two checkpoints.
         progress: Print a progress line; by default where there is a terminal.
         after_chunk: Called on the host after each evaluation.
         **fields: Fields of :class:`Config`.
@@ -111,6 +121,39 @@ def distill(
         the teacher's labels to the student, summed over agents, in nats), ``teacher_return`` and
         ``retention`` (student's over teacher's return; NaN where that is 0).
     """
+    job = students(
+        teacher,
+        env,
+        config=config,
+        seed=seed,
+        evaluations=evaluations,
+        episodes=episodes,
+        prng=prng,
+        **fields,
+    )
+    student = execute(
+        job,
+        out=out,
+        shard=shard,
+        save_seconds=save_seconds,
+        progress=progress,
+        after_chunk=after_chunk,
+    )
+    return judged(student, teacher, env)
+
+
+def students(
+    teacher: Trained | Policy,
+    env: Game | None = None,
+    *,
+    config: Config | None = None,
+    seed: int = 0,
+    evaluations: int = 5,
+    episodes: int = 32,
+    prng: Literal["threefry", "hash"] = "threefry",
+    **fields: Any,
+) -> Job:
+    """What :func:`distill` would run, resolved and checked."""
     require(
         isinstance(teacher, (Trained, Policy)),
         f"teacher must be what run() returned or a Policy, not a {type(teacher).__name__}.",
@@ -134,7 +177,6 @@ def distill(
         member = teacher.stacked
         lesson = Lesson(games, member.config, member.source, teacher.state)
         seeds = np.asarray(member.seed) + seed
-        scored = teacher.final if game is None else evaluate(teacher, game, episodes=episodes)
     else:
         assert env is not None
         game = as_game(env)[0]
@@ -144,11 +186,19 @@ def distill(
         make_teacher = _Lone(teacher)
         lesson = Lesson(games, (), (), ())
         seeds = np.asarray([seed])
-        scored = evaluate(teacher, game, episodes=episodes)
     settings = dataclasses.replace(settings, **resolve(settings, spec))
     assert settings.steps is not None
 
-    student = execute(
+    recipe = None
+    if isinstance(teacher, Trained) and teacher.folder is not None:
+        recipe = {
+            "stage": "distill",
+            "teacher": str(teacher.folder),
+            "env": game,
+            "seed": seed,
+            "fields": fields,
+        }
+    return as_job(
         name,
         _Distiller(make_teacher),
         Member(_tile(settings, count), lesson, games, seeds.astype(np.int32)),
@@ -156,10 +206,19 @@ def distill(
         settings,
         evaluations=evaluations,
         episodes=episodes,
-        progress=progress,
-        after_chunk=after_chunk,
+        prng=prng,
+        recipe=recipe,
     )
-    best = np.broadcast_to(scored["return"][:, None], student.curves["return"].shape)
+
+
+def judged(student: Trained, teacher: Trained | Policy, env: Game | None = None) -> Trained:
+    """``student`` with the curves ``teacher_return`` and ``retention``."""
+    if isinstance(teacher, Trained) and env is None:
+        scored = teacher.final["return"]
+    else:
+        assert env is not None
+        scored = evaluate(teacher, env, episodes=student.plan.episodes)["return"]
+    best = np.broadcast_to(scored[:, None], student.curves["return"].shape)
     retention = np.where(best == 0, np.nan, student.curves["return"] / np.where(best == 0, 1, best))
     curves = student.curves | {"teacher_return": best, "retention": retention}
     return dataclasses.replace(student, curves=curves)

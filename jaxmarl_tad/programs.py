@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.monitoring
 import jaxlib.version
+from jax.sharding import Mesh, NamedSharding
 
 import tad_envs
 
@@ -51,6 +52,8 @@ def compiled(
     *arguments: Any,
     complete: Callable[..., tuple[Any, ...]] = lambda *given: given,
     donate: tuple[int, ...] = (),
+    mesh: Mesh | None = None,
+    outputs: Any = None,
 ) -> tuple[Program, bool]:
     """``function(static, *arguments)`` compiled for shapes, and whether it is new to this process.
 
@@ -61,10 +64,13 @@ def compiled(
             called where the program is found.
         complete: See ``arguments``.
         donate: Numbers of the arguments whose buffers the result may reuse.
+        mesh: The devices it runs on, if more than one; arguments then lie on them as they are given.
+        outputs: A tree, or a prefix of one, of shardings of the results.
     """
-    given = jax.tree.map(jax.api_util.shaped_abstractify, arguments)
-    shapes_text = str([str(shape) for shape in jax.tree.leaves(given)])
-    key = (function, static, donate, jax.tree.structure(given), shapes_text)
+    given = jax.tree.map(_shape, arguments)
+    texts = [f"{x.dtype}{x.shape} {_spread(x.sharding)}" for x in jax.tree.leaves(given)]
+    where = "" if mesh is None else f"{mesh} {mesh.devices.tolist()} {outputs}"
+    key = (function, static, donate, jax.tree.structure(given), f"{texts} {where}")
     if key in _COMPILED:
         return _COMPILED[key], False
     folder = use_compilation_cache()
@@ -72,7 +78,7 @@ def compiled(
     program = _load(file)
     if program is None:
         hits = len(_HITS)
-        program = _build(function, static, complete(*given), donate)
+        program = _build(function, static, complete(*given), donate, mesh, outputs)
         if file is not None and len(_HITS) == hits:
             _store(file, program)  # what JAX's cache returns lacks the machine code to keep
     _COMPILED[key] = program
@@ -108,19 +114,38 @@ def use_compilation_cache() -> pathlib.Path | None:
 
 
 def _build(
-    function: Callable[..., Any], static: Any, arguments: Any, donate: tuple[int, ...]
+    function: Callable[..., Any],
+    static: Any,
+    arguments: Any,
+    donate: tuple[int, ...],
+    mesh: Mesh | None,
+    outputs: Any,
 ) -> Program:
-    shapes = jax.tree.map(jax.api_util.shaped_abstractify, arguments)
+    shapes = jax.tree.map(_shape, arguments)
     began = time.process_time()
-    lowered = jax.jit(
-        functools.partial(function, static),
-        donate_argnums=donate,
-        compiler_options=compiler_options(),
-    ).lower(*shapes)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        lowered = jax.jit(
+            functools.partial(function, static),
+            donate_argnums=donate,
+            out_shardings=outputs,
+            compiler_options=compiler_options(),
+        ).lower(*shapes)
     traced = time.process_time()
     call = lowered.compile()
     done = time.process_time()
     return Program(call, shapes, traced - began, done - traced, _peak(call))
+
+
+def _shape(x: Any) -> jax.ShapeDtypeStruct:
+    """Shape, dtype and, where it lies on several devices, how."""
+    sharding = getattr(x, "sharding", None)
+    several = isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
+    kind: Any = jax.api_util.shaped_abstractify(x)
+    return jax.ShapeDtypeStruct(kind.shape, kind.dtype, sharding=sharding if several else None)
+
+
+def _spread(sharding: Any) -> str:
+    return "" if sharding is None else f"{sharding.spec} over {sharding.mesh.devices.tolist()}"
 
 
 def _peak(call: Any) -> int:

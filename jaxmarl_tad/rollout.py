@@ -15,6 +15,9 @@ from jaxtyping import Array, Bool
 from jaxmarl_tad.types import Key, Memory, Policy, State, Transition
 from tad_envs import Environment, Observation
 
+ENVS = "envs"
+"""The axis of a device mesh over which the environments of one run are spread."""
+
 
 class Actors(NamedTuple):
     """Where ``E`` environments and their policy's memories stand; all leaves ``[E, ...]``."""
@@ -28,7 +31,7 @@ class Actors(NamedTuple):
 
 def begin(env: Environment, policy: Policy, key: Key, envs: int) -> Actors:
     """``envs`` fresh episodes."""
-    env_state, observation = jax.vmap(env.reset)(keys(key, envs))
+    env_state, observation = over_devices(jax.vmap(env.reset)(keys(key, envs)))
     return Actors(env_state, observation, _fresh(policy, envs), jnp.ones(envs, bool))
 
 
@@ -47,9 +50,21 @@ def rollout(
         ended = transition.terminated | transition.truncated
         fresh = jax.vmap(env.reset)(reset_keys)
         env_state, observation = select(ended, fresh, (actors.env_state, actors.observation))
-        return Actors(env_state, observation, actors.memory, ended), transition
+        return over_devices(Actors(env_state, observation, actors.memory, ended)), transition
 
-    return jax.lax.scan(step, actors, jnp.arange(steps))
+    return jax.lax.scan(step, over_devices(actors), jnp.arange(steps))
+
+
+def over_devices(tree: State) -> State:
+    """Leaves ``[E, ...]`` spread over the ``envs`` axis of the device mesh, where there is one.
+
+    What is computed from them stays spread; the compiler adds what a sum over environments needs.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape.get(ENVS, 1) == 1:
+        return tree
+    spread = jax.sharding.PartitionSpec(ENVS)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spread), tree)
 
 
 class Episodes(NamedTuple):

@@ -1,61 +1,143 @@
 """The driver: compiles one chunk of a whole sweep and runs it again and again.
 
-Between chunks, and only there, results come to the host: a progress line, the curves, whatever
-``after_chunk`` does. One result is always in flight while the next chunk runs.
+Between chunks, and only there, results come to the host: a progress line, the curves, files and
+checkpoints, whatever ``after_chunk`` does. One result is always in flight while the next chunk runs.
 """
 
-import csv
 import dataclasses
-import json
+import hashlib
 import math
+import os
 import pathlib
+import signal
 import sys
+import threading
 import time
+import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from jaxmarl_tad import programs, sweep
+from jaxmarl_tad import devices, folder, programs, sweep
 from jaxmarl_tad.algorithms import algorithm as lookup_algorithm
+from jaxmarl_tad.checkpoint import Checkpoints
 from jaxmarl_tad.config import as_dict, differences, leaf_fields
+from jaxmarl_tad.devices import Shard
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.sweep import Member, Plan
 from jaxmarl_tad.types import Policy, State
 from tad_envs import Environment, Spec, make, require
+from tad_envs.struct import from_plain, to_plain
 
 Game = str | Environment | tuple[str | Environment, dict[str, Any]]
 """An environment, by name or made, or a pair of one and config fields that hold in it alone."""
 AfterChunk = Callable[[int, State, dict[str, np.ndarray]], None]
 """``after_chunk(number, state, metrics)``: called on the host; the state is read-only and stacked."""
+Wandb = Literal["off", "offline", "online"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """What is to be run, resolved and checked; nothing is compiled, no device is touched."""
+
+    name: str
+    """The method, or ``distill(method)``."""
+    rows: list[dict[str, Any]]
+    """One dict per member: ``env``, ``seed`` and each swept field."""
+    config: Any
+    """The resolved config of member 0; swept fields differ between members."""
+    stacked: Member
+    plan: Plan
+    recipe: dict[str, Any] | None
+    """What the job was made from, as JSON holds it; None if it cannot be written down."""
+
+    @property
+    def spec(self) -> Spec:
+        """Sizes and kinds of the environments, which all members share."""
+        return jax.tree.map(lambda x: x[0], self.stacked.env).spec
+
+    @property
+    def chunk_steps(self) -> int:
+        """Environment steps of one member in one chunk."""
+        return self.plan.iterations // self.plan.evaluations * self.config.envs * self.config.steps
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Environment steps of one member at each evaluation, ``[evaluations]``."""
+        first = getattr(self.config, "first_steps", 0)  # taken before the first iteration
+        return first + self.chunk_steps * np.arange(1, self.plan.evaluations + 1)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for one run to continue another."""
+        config = as_dict(self.config)
+        config.pop("total_steps")  # the number of iterations says it
+        digest = hashlib.sha256(str(jax.tree.structure(self.stacked)).encode())
+        for leaf in jax.tree.leaves(self.stacked):
+            digest.update(devices.host(leaf).tobytes())
+        return {
+            "algorithm": self.name,
+            "config": config,
+            "spec": self.spec._asdict(),
+            "iterations": self.plan.iterations,
+            "evaluations": self.plan.evaluations,
+            "episodes": self.plan.episodes,
+            "prng": self.plan.prng,
+            "members": self.rows,
+            "numbers": digest.hexdigest()[:16],
+        }
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
     """All members of a run: what they were, what they became, and how they got there."""
 
-    name: str
-    """The method, or ``distill(method)``."""
-    members: list[dict[str, Any]]
-    """One dict per member: ``env``, ``seed`` and each swept field."""
-    config: Any
-    """The resolved config of member 0; swept fields differ between members."""
-    stacked: Member
+    job: Job
     state: State
     """The last state of every member, stacked on axis ``M``."""
-    plan: Plan
-    steps: np.ndarray
-    """Environment steps of one member at each evaluation, ``[evaluations]``."""
     curves: dict[str, np.ndarray]
     """``{name: [members, evaluations]}``: evaluations, and means of learning metrics."""
     timing: dict[str, float]
     """``trace_s``, ``compile_s`` and ``run_s`` in CPU-seconds, ``wall_s``, ``peak_bytes``."""
+    folder: pathlib.Path | None = None
+    """Where it was written to, if it was."""
+
+    @property
+    def name(self) -> str:
+        """The method, or ``distill(method)``."""
+        return self.job.name
+
+    @property
+    def members(self) -> list[dict[str, Any]]:
+        """One dict per member: ``env``, ``seed`` and each swept field."""
+        return self.job.rows
+
+    @property
+    def config(self) -> Any:
+        """The resolved config of member 0; swept fields differ between members."""
+        return self.job.config
+
+    @property
+    def stacked(self) -> Member:
+        """Configs, sources, environments and seeds, with leaves ``[M, ...]``."""
+        return self.job.stacked
+
+    @property
+    def plan(self) -> Plan:
+        """The static part of the program."""
+        return self.job.plan
 
     @property
     def spec(self) -> Spec:
         """Sizes and kinds of the environments, which all members share."""
-        return jax.tree.map(lambda x: x[0], self.stacked.env).spec
+        return self.job.spec
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Environment steps of one member at each evaluation so far."""
+        return self.job.steps[: len(next(iter(self.curves.values())).T)]
 
     @property
     def final(self) -> dict[str, np.ndarray]:
@@ -75,34 +157,24 @@ class Trained:
         """The policy of the member with the highest final return, ties to the lowest index."""
         return self.policy(int(np.argmax(self.final["return"])), greedy=greedy)
 
-    def save(self, path: str | pathlib.Path) -> pathlib.Path:
-        """Write config.json, members.csv, metrics.npz and curves.csv into the folder ``path``."""
-        folder = pathlib.Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
-        about = {
-            "algorithm": self.name,
-            "config": as_dict(self.config),
-            "iterations": self.plan.iterations,
-            "evaluations": self.plan.evaluations,
-            "episodes": self.plan.episodes,
-            "versions": {"jax": jax.__version__, "numpy": np.__version__},
-            "device": jax.devices()[0].device_kind,
-            "timing": self.timing,
-        }
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n")
-        np.savez_compressed(folder / "metrics.npz", steps=self.steps, **self.curves)  # type: ignore[arg-type]
-        with open(folder / "members.csv", "w", newline="") as file:
-            writer = csv.DictWriter(file, ["member", *self.members[0]])
-            writer.writeheader()
-            writer.writerows({"member": i, **row} for i, row in enumerate(self.members))
-        with open(folder / "curves.csv", "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["member", "step", "metric", "value"])
-            for metric, values in self.curves.items():
-                for member, row in enumerate(values):
-                    for step, value in zip(self.steps, row, strict=True):
-                        writer.writerow([member, step, metric, f"{value:.6g}"])
-        return folder
+    def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
+        """Write the run into the folder ``path``, as if it had been run with ``out=path``."""
+        there = folder.claim(path)
+        require(
+            not (there / "config.json").exists(),
+            f"{str(path)!r} holds a run already; name another folder.",
+        )
+        files = folder.Files(there, self.members, self.steps)
+        columns = self.curves.items()
+        files.curves = [{n: v[:, i] for n, v in columns} for i in range(len(self.steps))]
+        files.begin(_about(self.job, None) | {"timing": self.timing})
+        checkpoints = Checkpoints(there / folder.CHECKPOINTS)
+        try:
+            checkpoints.save(self.plan.iterations, self.state, self.curves)
+        finally:
+            checkpoints.close()
+        files.event("finish", timing=self.timing)
+        return there
 
 
 def run(
@@ -113,6 +185,12 @@ def run(
     config: Any = None,
     evaluations: int = 10,
     episodes: int = 32,
+    prng: Literal["threefry", "hash"] = "threefry",
+    out: str | os.PathLike[str] | None = None,
+    shard: Shard = "members",
+    wandb: Wandb = "off",
+    wandb_members: bool = False,
+    save_seconds: float = 30.0,
     progress: bool | None = None,
     after_chunk: AfterChunk | None = None,
     **fields: Any,
@@ -126,7 +204,13 @@ def run(
         config: A config to start from; the method's defaults unless given.
         evaluations: How often the greedy policy is evaluated, at equal distances, ending at the end.
         episodes: Episodes of each evaluation.
-        progress: Print a progress line on the terminal; by default where there is one.
+        prng: The generator: JAX's own, or a cheaper one that compiles faster.
+        out: A folder for results and checkpoints. If it holds the same run, that one is continued.
+        shard: What is spread over the devices: members, or the environments of each.
+        wandb: Whether results are also given to Weights & Biases, and whether over the network.
+        wandb_members: One run there for every member, instead of one for every setting.
+        save_seconds: Least time between two checkpoints; the first and the last are always written.
+        progress: Print a progress line; by default where there is a terminal.
         after_chunk: Called on the host after each evaluation.
         **fields: Config fields. A list of values for a ``Real`` field is a sweep; a tuple is one value.
 
@@ -134,8 +218,44 @@ def run(
         All members: environments outermost, then fields in keyword order, seeds innermost.
 
     Raises:
-        ValueError: A name, field or size is not valid; raised before anything is compiled.
+        ValueError: A name, field, size or folder is not valid; raised before anything is compiled.
+        OSError: ``out`` could not be written to any more; the last checkpoint is intact.
+        KeyboardInterrupt: Ctrl-C with ``out``: the chunk was finished and saved.
     """
+    job = prepare(
+        algorithm,
+        env,
+        seeds=seeds,
+        config=config,
+        evaluations=evaluations,
+        episodes=episodes,
+        prng=prng,
+        **fields,
+    )
+    return execute(
+        job,
+        out=out,
+        shard=shard,
+        wandb=wandb,
+        wandb_members=wandb_members,
+        save_seconds=save_seconds,
+        progress=progress,
+        after_chunk=after_chunk,
+    )
+
+
+def prepare(
+    algorithm: str,
+    env: Game | list[Game],
+    *,
+    seeds: int | Sequence[int] = 1,
+    config: Any = None,
+    evaluations: int = 10,
+    episodes: int = 32,
+    prng: Literal["threefry", "hash"] = "threefry",
+    **fields: Any,
+) -> Job:
+    """What :func:`run` would run, resolved and checked, without touching a device."""
     method = lookup_algorithm(algorithm)
     given: Any = env if isinstance(env, list) else [env]
     games = [as_game(game) for game in given]
@@ -165,7 +285,15 @@ def run(
             for seed in seed_list(seeds):
                 members.append(Member(resolved, game, game, seed))
                 rows.append({"env": game.name, "seed": seed, **combination})
-    return execute(
+    recipe = {
+        "stage": "run",
+        "algorithm": algorithm,
+        "games": [[game, own] for game, own in games],
+        "seeds": seed_list(seeds),
+        "sweeps": {name: list(values) for name, values in sweeps.items()},
+        "fields": common,
+    }
+    return as_job(
         algorithm,
         method.make,
         sweep.stack(members),
@@ -173,12 +301,12 @@ def run(
         members[0].config,
         evaluations=evaluations,
         episodes=episodes,
-        progress=progress,
-        after_chunk=after_chunk,
+        prng=prng,
+        recipe=recipe,
     )
 
 
-def execute(
+def as_job(
     name: str,
     make_algorithm: sweep.Make,
     stacked: Member,
@@ -187,59 +315,347 @@ def execute(
     *,
     evaluations: int,
     episodes: int,
+    prng: str,
+    recipe: dict[str, Any] | None,
+) -> Job:
+    """A job of stacked members; ``config.total_steps`` is rounded to whole chunks."""
+    for key, value in {"evaluations": evaluations, "episodes": episodes}.items():
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        require(whole and value >= 1, f"{key}={value!r} must be a positive integer.")
+    require(config.total_steps >= 1, f"total_steps={config.total_steps} must be positive.")
+    iterations = max(1, round(config.total_steps / (config.envs * config.steps)))
+    each = {"evaluations": evaluations, "episodes": episodes, "prng": prng}
+    evaluations = min(evaluations, iterations)
+    iterations = math.ceil(iterations / evaluations) * evaluations
+    plan = Plan(make_algorithm, iterations, evaluations, episodes, _implementation(prng))
+    if recipe is not None:
+        try:
+            recipe = written(recipe | each)
+        except ValueError:  # an environment or a setting that only the caller's own code can make
+            recipe = None
+    return Job(name, rows, config, stacked, plan, recipe)
+
+
+def _implementation(prng: str) -> str:
+    """The generator's name in JAX."""
+    require(prng in ("threefry", "hash"), f"prng={prng!r} is not valid; expected 'threefry' or 'hash'.")
+    if prng == "threefry":
+        return "threefry2x32"
+    from jaxmarl_tad.prng import implementation
+
+    return implementation(prng)
+
+
+def written(value: Any) -> Any:
+    """A recipe as data that JSON holds. Raises ``ValueError`` where it cannot be written down."""
+    if isinstance(value, dict):
+        return {name: written(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [written(item) for item in value]
+    return to_plain(value)
+
+
+def read(value: Any) -> Any:
+    """The recipe that :func:`written` was given."""
+    if isinstance(value, list):
+        return [read(item) for item in value]
+    if isinstance(value, dict) and not {"array", "tuple", "class"} & set(value):
+        return {name: read(item) for name, item in value.items()}
+    return from_plain(value)
+
+
+def again(recipe: dict[str, Any]) -> Job:
+    """The job that ``recipe`` was written from."""
+    known = read(recipe)
+    games: Any = [(game, own) for game, own in known["games"]]
+    return prepare(
+        known["algorithm"],
+        games,
+        seeds=known["seeds"],
+        evaluations=known["evaluations"],
+        episodes=known["episodes"],
+        prng=known["prng"],
+        **known["fields"],
+        **known["sweeps"],
+    )
+
+
+def execute(
+    job: Job,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    shard: Shard = "members",
+    wandb: Wandb = "off",
+    wandb_members: bool = False,
+    save_seconds: float = 30.0,
     progress: bool | None = None,
     after_chunk: AfterChunk | None = None,
 ) -> Trained:
-    """Run stacked members to the end; ``config.total_steps`` is rounded to whole chunks."""
-    for key, value in {"evaluations": evaluations, "episodes": episodes}.items():
-        require(isinstance(value, int) and value >= 1, f"{key}={value!r} must be a positive integer.")
-    require(config.total_steps >= 1, f"total_steps={config.total_steps} must be positive.")
-    steps_per_iteration = config.envs * config.steps
-    iterations = max(1, round(config.total_steps / steps_per_iteration))
-    evaluations = min(evaluations, iterations)
-    iterations = math.ceil(iterations / evaluations) * evaluations
-    plan = Plan(make_algorithm, iterations, evaluations, episodes)
+    """Run a job to its end, from the newest checkpoint in ``out`` if there is one; see :func:`run`."""
+    require(wandb in ("off", "offline", "online"), f"wandb={wandb!r} must be off, offline or online.")
+    require(wandb == "off" or out is not None, f"wandb={wandb!r} needs out=..., a folder to write to.")
+    require(save_seconds >= 0, f"save_seconds={save_seconds!r} must not be negative.")
+    record = None if out is None else _Record(job, out, save_seconds)
+    mesh = devices.layout(len(job.rows), job.config.envs, shard)
+    stacked = devices.place(job.stacked, mesh)
+    plan, evaluations = job.plan, job.plan.evaluations
+    state = None if record is None else record.restore(_shapes(plan, stacked, mesh), mesh)
+    done = 0 if record is None else len(record.curves)
+    if done == evaluations and record is not None:
+        return Trained(job, state, folder.stacked(record.curves), record.timing, record.folder)
 
-    def complete(members: Member) -> tuple[Any, ...]:
-        shapes = jax.eval_shape(lambda m: sweep.init_members(make_algorithm, m), members)
-        return members, shapes, np.zeros((), np.int32)
-
-    program, new = programs.compiled(sweep.run_chunk, plan, stacked, complete=complete, donate=(1,))
-    began, wall = time.process_time(), time.perf_counter()
-    chunk_steps = iterations // evaluations * steps_per_iteration
-    first_steps = getattr(config, "first_steps", 0)  # taken before the first iteration
-    line = _Progress(name, len(rows), chunk_steps, evaluations, program, new, progress)
-    state = jax.tree.map(_zeros, program.shapes[1])
-    collected: list[dict[str, np.ndarray]] = []
-    in_flight: dict[str, jax.Array] | None = None
-    stacked = jax.device_put(stacked)
-    for i in range(evaluations):
-        state, metrics = program.call(stacked, state, np.asarray(i, np.int32))
-        if after_chunk is not None:
-            after_chunk(i, state, jax.device_get(metrics))
-        if in_flight is not None:
-            collected.append(jax.device_get(in_flight))
-            line.show(collected)
-        in_flight = metrics
-    collected.append(jax.device_get(in_flight))
-    line.show(collected)
-    return Trained(
-        name=name,
-        members=rows,
-        config=config,
-        stacked=stacked,
-        state=state,
-        plan=plan,
-        steps=first_steps + chunk_steps * np.arange(1, evaluations + 1),
-        curves={k: np.stack([c[k] for c in collected], axis=1) for k in collected[0]},
-        timing={
-            "trace_s": program.trace_s if new else 0.0,
-            "compile_s": program.compile_s if new else 0.0,
-            "run_s": time.process_time() - began,
-            "wall_s": time.perf_counter() - wall,
-            "peak_bytes": program.peak_bytes,
-        },
+    program, new = programs.compiled(
+        sweep.run_chunk,
+        plan,
+        stacked,
+        complete=lambda members: (members, _shapes(plan, members, mesh), np.zeros((), np.int32)),
+        donate=(1,),
+        mesh=mesh,
+        outputs=None if mesh is None else (devices.by_member(mesh), devices.everywhere(mesh)),
     )
+    began, wall = time.process_time(), time.perf_counter()
+    compiled_s = program.trace_s + program.compile_s if new else 0.0
+    line = _Progress(job, done, compiled_s, progress)
+    if state is None:
+        state = devices.place(jax.tree.map(_zeros, program.shapes[1]), mesh)
+    tracker = None
+    if record is not None:
+        tracker = record.begin(wandb, wandb_members, mesh, shard)
+    curves: list[dict[str, np.ndarray]] = [] if record is None else record.curves
+    in_flight: list[dict[str, jax.Array]] = []
+
+    def collect(keep: int) -> None:
+        while len(in_flight) > keep:
+            values = jax.device_get(in_flight.pop(0))
+            if record is None:
+                curves.append(values)
+            else:
+                record.add(values)
+            if tracker is not None:
+                tracker.log(len(curves) - 1, int(job.steps[len(curves) - 1]), values)
+            line.show(curves)
+
+    with _Stop(record is not None) as stop:
+        for i in range(done, evaluations):
+            state, metrics = program.call(stacked, state, np.asarray(i, np.int32))
+            in_flight.append(metrics)
+            if after_chunk is not None:
+                after_chunk(i, state, jax.device_get(metrics))
+            last = i + 1 == evaluations
+            if record is not None and (last or stop.signal or record.due()):
+                collect(keep=0)
+                record.save(state)
+                if stop.signal and not last:
+                    record.interrupted(stop.signal)
+            else:
+                collect(keep=1)
+        collect(keep=0)
+    timing = {
+        "trace_s": program.trace_s if new else 0.0,
+        "compile_s": program.compile_s if new else 0.0,
+        "run_s": time.process_time() - began,
+        "wall_s": time.perf_counter() - wall,
+        "peak_bytes": program.peak_bytes,
+    }
+    if record is not None:
+        record.finish(timing)
+    if tracker is not None:
+        tracker.finish()
+    return Trained(job, state, folder.stacked(curves), timing, record and record.folder)
+
+
+def restored(job: Job, path: str | os.PathLike[str]) -> Trained:
+    """The run in ``path``, as far as it got; refuses what is not a checkpoint of ``job``."""
+    record = _Record(job, path, 0.0)
+    mesh = devices.layout(len(job.rows), job.config.envs)
+    state = record.restore(_shapes(job.plan, devices.place(job.stacked, mesh), mesh), mesh)
+    require(state is not None, f"{str(path)!r} holds no checkpoint yet; `tad resume` goes on with it.")
+    return Trained(job, state, folder.stacked(record.curves), record.timing, record.folder)
+
+
+def _shapes(plan: Plan, members: Member, mesh: Any) -> State:
+    """Shapes of the state, and how it is spread."""
+    shapes = jax.eval_shape(lambda m: sweep.init_members(plan, m), members)
+    sharding = None if mesh is None else devices.by_member(mesh)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
+def _about(job: Job, mesh: Any) -> dict[str, Any]:
+    """The content of config.json."""
+    return {
+        "algorithm": job.name,
+        "config": as_dict(job.config),
+        "identity": job.identity,
+        "recipe": job.recipe,
+        "versions": {"jax": jax.__version__, "numpy": np.__version__},
+        "device": jax.devices()[0].device_kind,
+        "devices": 1 if mesh is None else mesh.size,
+    }
+
+
+class _Record:
+    """A run's folder while it runs: its files, its checkpoints, and what they say of the past.
+
+    In a job of several processes all take part in checkpoints and the first one writes the files.
+    """
+
+    def __init__(self, job: Job, out: str | os.PathLike[str], save_seconds: float) -> None:
+        self.job, self.save_seconds, self.timing = job, save_seconds, {}
+        self.shown = str(out)
+        self.folder = folder.claim(out)
+        self.writes = jax.process_index() == 0
+        self.files = folder.Files(self.folder, job.rows, job.steps)
+        self.before = folder.about(self.folder) if (self.folder / "config.json").exists() else None
+        if self.before is not None:
+            told = folder.differences(self.before.get("identity", {}), job.identity)
+            require(
+                not told,
+                f"{self.shown!r} holds another run: {'; '.join(told)}. Name another folder.",
+            )
+            finished = [e for e in folder.events(self.folder) if e["event"] == "finish"]
+            self.timing = finished[-1].get("timing", {}) if finished else {}
+        self.checkpoints = Checkpoints(self.folder / folder.CHECKPOINTS)
+        self.last_save = -math.inf
+
+    @property
+    def curves(self) -> list[dict[str, np.ndarray]]:
+        """Each evaluation so far."""
+        return self.files.curves
+
+    def restore(self, shapes: State, mesh: Any) -> State | None:
+        """The state of the newest readable checkpoint on the devices; also sets ``curves``."""
+        found = self.checkpoints.restore(shapes)
+        for aside, reason in self.checkpoints.damaged:
+            text = f"checkpoint {aside.name.removeprefix('damaged-')} is damaged ({reason})"
+            went = "at the start" if found is None else f"with checkpoint {found.iteration}"
+            warnings.warn(f"{text}; it was moved to {aside.name}; going on {went}.", stacklevel=4)
+            self.event("damaged", checkpoint=aside.name, reason=reason)
+        if found is None:
+            return None
+        columns = found.curves.items()
+        count = found.iteration * self.job.plan.evaluations // self.job.plan.iterations
+        self.files.curves = [{n: v[:, i] for n, v in columns} for i in range(count)]
+        return devices.place(found.state, mesh)
+
+    def begin(self, wandb: Wandb, wandb_members: bool, mesh: Any, shard: Shard) -> Any:
+        """Write what is known before the first chunk; warn where bits cannot be promised."""
+        about = _about(self.job, mesh) | {"shard": shard}
+        names = ("versions", "device", "devices")
+        told = [
+            f"{name} {self.before[name]!r} then, {about[name]!r} now"
+            for name in names
+            if self.before is not None and self.before.get(name) != about[name]
+        ]
+        if told and self.curves:
+            warnings.warn(
+                f"resumed elsewhere ({'; '.join(told)}): equal within tolerance, not to the bit.",
+                stacklevel=4,
+            )
+        if self.writes:
+            self._write(lambda: self.files.begin(about))
+        self.event("resume" if self.curves else "start", evaluations_done=len(self.curves))
+        if not self.writes or wandb == "off":
+            return None
+        from jaxmarl_tad.tracking import Tracker
+
+        return Tracker(
+            mode=wandb,
+            folder=self.folder,
+            name=self.folder.name,
+            algorithm=self.job.name,
+            members=self.job.rows,
+            config=about["config"],
+            sweep=self.folder.name,
+            per_member=wandb_members,
+        )
+
+    def add(self, values: dict[str, np.ndarray]) -> None:
+        """One more evaluation."""
+        if not self.writes:
+            self.files.curves.append(values)
+            return
+        self._write(lambda: self.files.add(values))
+        returns = values["return"]
+        self.event(
+            "evaluation",
+            number=len(self.curves),
+            steps=int(self.job.steps[len(self.curves) - 1]),
+            return_mean=float(returns.mean()),
+            return_min=float(returns.min()),
+            return_max=float(returns.max()),
+        )
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint; processes agree because they all ask the first."""
+        now = time.monotonic() - self.last_save >= self.save_seconds
+        return devices.agreed(now)
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint of everything so far."""
+        iteration = self.job.plan.iterations // self.job.plan.evaluations * len(self.curves)
+        values = folder.stacked(self.curves)
+        self._write(lambda: self.checkpoints.save(iteration, state, values))
+        if self.writes:
+            self._write(self.files.metrics)
+        self.last_save = time.monotonic()
+        self.event("checkpoint", iteration=iteration)
+
+    def finish(self, timing: dict[str, float]) -> None:
+        """Wait for the last checkpoint and say that this was all."""
+        self._write(self.checkpoints.close)
+        self.event("finish", timing=timing)
+
+    def interrupted(self, number: int) -> None:
+        """The chunk is saved: say how to go on, and end as the signal asks."""
+        self._write(self.checkpoints.close)
+        self.event("stop", signal=signal.Signals(number).name)
+        print(f"\nstopped and saved; to go on: tad resume {self.shown}", file=sys.stderr)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    def event(self, event: str, **values: Any) -> None:
+        """One line of events.jsonl."""
+        if self.writes:
+            self._write(lambda: self.files.event(event, **values))
+
+    def _write(self, action: Callable[[], None]) -> None:
+        """Do it; if it fails, say which checkpoint is left."""
+        try:
+            action()
+        except OSError as error:
+            newest = self.checkpoints.newest()
+            left = "there is no checkpoint" if newest is None else f"checkpoint {newest} is intact"
+            raise OSError(
+                f"{self.shown} could not be written any more, so the run stopped: {error}\n{left}; "
+                f"with room on the disk, go on with: tad resume {self.shown}"
+            ) from error
+
+
+class _Stop:
+    """Remembers SIGINT or SIGTERM until the chunk is done; a second one takes effect at once."""
+
+    def __init__(self, wanted: bool) -> None:
+        self.wanted = wanted and threading.current_thread() is threading.main_thread()
+        self.signal = 0
+        self.former: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Stop":
+        if self.wanted:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.former[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.former.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, frame: Any) -> None:
+        if self.signal:
+            signal.signal(number, self.former[number])
+            os.kill(os.getpid(), number)
+        self.signal = number
+        print("\nfinishing this chunk; once more to stop at once", file=sys.stderr, flush=True)
 
 
 def evaluate(
@@ -341,35 +757,31 @@ def _zeros(shape: Any) -> jax.Array:
 
 
 class _Progress:
-    """One line on a terminal: progress, speed, compile time apart, time left, returns."""
+    """Progress, speed, compile time apart, time left, returns: a line on a terminal, else ten."""
 
-    def __init__(
-        self,
-        name: str,
-        members: int,
-        chunk_steps: int,
-        evaluations: int,
-        program: programs.Program,
-        new: bool,
-        wanted: bool | None,
-    ) -> None:
-        self.wanted = sys.stderr.isatty() if wanted is None else wanted
-        self.name, self.members, self.evaluations = name, members, evaluations
-        self.chunk_steps = chunk_steps * members
-        self.compile_s = program.trace_s + program.compile_s if new else 0.0
-        self.began = time.perf_counter()
+    def __init__(self, job: Job, done: int, compiled_s: float, wanted: bool | None) -> None:
+        self.terminal = sys.stderr.isatty()
+        self.wanted = (self.terminal if wanted is None else wanted) and jax.process_index() == 0
+        self.name, self.members, self.evaluations = job.name, len(job.rows), job.plan.evaluations
+        self.chunk_steps, self.compiled_s = job.chunk_steps * self.members, compiled_s
+        self.done, self.began = done, time.perf_counter()
 
-    def show(self, collected: list[dict[str, np.ndarray]]) -> None:
-        if not self.wanted:
+    def show(self, curves: list[dict[str, np.ndarray]]) -> None:
+        """One more evaluation is known."""
+        number, seconds = len(curves), time.perf_counter() - self.began
+        tenth = 10 * number // self.evaluations > 10 * (number - 1) // self.evaluations
+        if not self.wanted or not (self.terminal or tenth):
             return
-        number, seconds = len(collected), time.perf_counter() - self.began
-        returns = collected[-1]["return"]
-        speed = number * self.chunk_steps / max(seconds, 1e-9)
-        left = seconds / number * (self.evaluations - number)
+        returns = curves[-1]["return"]
+        speed = (number - self.done) * self.chunk_steps / max(seconds, 1e-9)
+        left = seconds / (number - self.done) * (self.evaluations - number)
         text = (
             f"{self.name}  {self.members} members  {100 * number // self.evaluations:3d} %  "
-            f"{speed:.3g} steps/s  compiled in {self.compile_s:.1f} s  {left:.0f} s left  "
+            f"{speed:.3g} steps/s  compiled in {self.compiled_s:.1f} s  {left:.0f} s left  "
             f"return {returns.mean():.3f} ({returns.min():.3f} to {returns.max():.3f})"
         )
-        end = "\n" if number == self.evaluations else ""
-        print(f"\r{text:<110}", end=end, file=sys.stderr, flush=True)
+        if self.terminal:
+            end = "\n" if number == self.evaluations else ""
+            print(f"\r{text:<110}", end=end, file=sys.stderr, flush=True)
+        else:
+            print(text, file=sys.stderr, flush=True)

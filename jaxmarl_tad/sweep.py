@@ -40,6 +40,8 @@ class Plan(NamedTuple):
     iterations: int
     evaluations: int
     episodes: int
+    prng: str = "threefry2x32"
+    """The implementation of random keys, as ``jax.random.key`` takes it."""
 
 
 def product(fields: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -90,14 +92,14 @@ def run_chunk(plan: Plan, members: Member, state: State, number: Any) -> tuple[S
     """One chunk of every member; chunk 0 also makes the state (what is passed then is ignored)."""
 
     def fresh() -> State:
-        return init_members(plan.make, members)
+        return init_members(plan, members)
 
     def one(member: Member, state: State) -> tuple[State, Metrics]:
         algorithm = plan.make(member.config, member.source)
         return chunk(
             algorithm,
             lambda policy, key: score(member.env, policy, key, plan.episodes),
-            jax.random.key(member.seed),
+            jax.random.key(member.seed, impl=plan.prng),
             state,
             number,
             iterations=plan.iterations,
@@ -109,15 +111,15 @@ def run_chunk(plan: Plan, members: Member, state: State, number: Any) -> tuple[S
     return jax.vmap(one)(members, state)
 
 
-def init_members(make: Make, members: Member) -> State:
+def init_members(plan: Plan, members: Member) -> State:
     """The first state of every member; traced once per program, however often it is called."""
-    return _init_members(make, members)
+    return _init_members(plan, members)
 
 
 @jax.jit(static_argnums=0)
-def _init_members(make: Make, members: Member) -> State:
+def _init_members(plan: Plan, members: Member) -> State:
     def one(member: Member) -> State:
-        algorithm = make(member.config, member.source)
-        return init(algorithm, jax.random.key(member.seed))
+        algorithm = plan.make(member.config, member.source)
+        return init(algorithm, jax.random.key(member.seed, impl=plan.prng))
 
     return jax.vmap(one)(members)

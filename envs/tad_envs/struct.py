@@ -13,6 +13,7 @@ One rule decides what a field is:
 import dataclasses
 import difflib
 import functools
+import importlib
 import inspect
 import types
 import typing
@@ -118,6 +119,40 @@ def leaf_fields(cls: type) -> tuple[str, ...]:
 def static_fields(cls: type) -> tuple[str, ...]:
     """Names of the fields of a :func:`struct` class that are part of the program."""
     return tuple(n for n, hint in _hints(cls).items() if not _is_leaf(hint) and n not in _HOST_FIELDS)
+
+
+def to_plain(value: Any) -> Any:
+    """A record of this package, or a field of one, as data that JSON holds; see :func:`from_plain`.
+
+    Raises ``ValueError`` for records of other packages, whose classes could not be found again.
+    """
+    if isinstance(value, (np.ndarray, np.generic)):
+        return {"array": value.tolist(), "dtype": str(value.dtype)}
+    if isinstance(value, tuple):
+        return {"tuple": [to_plain(item) for item in value]}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        ours = cls.__module__.split(".")[0] == __package__
+        require(ours, f"a {cls.__qualname__} of {cls.__module__} cannot be written to a file.")
+        fields = {f.name: to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"class": f"{cls.__module__}.{cls.__qualname__}", "fields": fields}
+    known = value is None or isinstance(value, (str, int, float))
+    require(known, f"a {type(value).__qualname__} cannot be written to a file.")
+    return value
+
+
+def from_plain(data: Any) -> Any:
+    """What :func:`to_plain` was given; only classes of this package are ever looked up."""
+    if not isinstance(data, dict):
+        return data
+    if "array" in data:
+        return np.asarray(data["array"], data["dtype"])
+    if "tuple" in data:
+        return tuple(from_plain(item) for item in data["tuple"])
+    module, _, name = data["class"].rpartition(".")
+    require(module.split(".")[0] == __package__, f"{data['class']!r} is no class of {__package__}.")
+    cls = getattr(importlib.import_module(module), name)
+    return cls(**{key: from_plain(value) for key, value in data["fields"].items()})
 
 
 def concrete(*values: Any) -> bool:

@@ -1,0 +1,49 @@
+"""Runs found again in their folders: to look at, to use, or to go on with."""
+
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from jaxmarl_tad import folder
+from jaxmarl_tad.config import require
+from jaxmarl_tad.distill import judged, students
+from jaxmarl_tad.run import Job, Trained, again, execute, read, restored
+
+
+def load(path: str | os.PathLike[str]) -> Trained:
+    """The run in the folder ``path``, finished or not, as far as its newest checkpoint.
+
+    Raises ``ValueError`` if there is no run or no checkpoint, or if it was made from an environment or
+    a teacher that only the script that made it can make again.
+    """
+    return _with_job(path, lambda job: restored(job, path))
+
+
+def resume(path: str | os.PathLike[str], **options: Any) -> Trained:
+    """Go on with the run in ``path`` from its newest checkpoint; nothing is done if it is finished.
+
+    ``options`` are those of :func:`run` that do not change the result: ``progress``, ``save_seconds``,
+    ``shard``, ``wandb``, ``after_chunk``. Raises as :func:`load` and :func:`run` do.
+    """
+    return _with_job(path, lambda job: execute(job, out=path, **options))
+
+
+def _with_job(path: str | os.PathLike[str], act: Callable[[Job], Trained]) -> Trained:
+    """``act`` on the job that the run in ``path`` was made from."""
+    recipe: dict[str, Any] | None = folder.about(path).get("recipe")
+    if recipe is None:
+        raise ValueError(
+            f"{str(path)!r} was made from objects that its config.json cannot hold; run the script "
+            f"that made it again with out={str(path)!r}: it goes on where it stopped."
+        )
+    if recipe["stage"] == "run":
+        return act(again(recipe))
+    known = read(recipe)
+    there = pathlib.Path(known["teacher"])
+    require(there.is_dir(), f"the teacher of {str(path)!r} is missing: there is no {str(there)!r}.")
+    teacher = load(there)
+    names = ("seed", "evaluations", "episodes", "prng")
+    settings = {name: known[name] for name in names} | known["fields"]
+    student = act(students(teacher, known["env"], **settings))
+    return judged(student, teacher, known["env"])
