@@ -1,6 +1,7 @@
 """Cooperative games as pure functions of arrays; knows nothing of learning."""
 
 from tad_envs.checker import check
+from tad_envs.decentralised import Decentralised, solve_decentralised
 from tad_envs.oracle import Solution, equilibrium_values, optimal, solve, strict_equilibria
 from tad_envs.registry import environments, make, register
 from tad_envs.struct import (
@@ -29,6 +30,7 @@ from tad_envs.types import (
 
 __all__ = [
     "Action",
+    "Decentralised",
     "Environment",
     "FiniteEnvironment",
     "Key",
@@ -54,6 +56,7 @@ __all__ = [
     "register",
     "require",
     "solve",
+    "solve_decentralised",
     "static_fields",
     "strict_equilibria",
     "struct",

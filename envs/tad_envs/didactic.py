@@ -1,6 +1,6 @@
 """Small sequential games from the papers on value decomposition, each with a known optimum."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +8,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tad_envs import finite
-from tad_envs.struct import AnyArray, Real, require, struct
+from tad_envs.struct import AnyArray, Real, concrete, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, State, TimeStep
+
+Payoffs = Any
+"""A table of payoffs: a host or traced array, or nested sequences of numbers."""
 
 
 @struct
@@ -259,9 +262,9 @@ def gaussian_squeeze(
     )
 
 
-def two_step() -> TwoStep:
-    """The two-step game with the published payoffs."""
-    return TwoStep(payoffs=np.asarray([[[7, 7], [7, 7]], [[0, 1], [1, 8]]], np.float32))
+def two_step(*, payoffs: Payoffs = (((7, 7), (7, 7)), ((0, 1), (1, 8)))) -> TwoStep:
+    """The two-step game; ``payoffs`` holds the two stage games, by default the published ones."""
+    return TwoStep(payoffs=_payoffs(payoffs, (2, 2, 2)))
 
 
 def mmdp_qplex(*, horizon: int = 100) -> Mmdp:
@@ -269,6 +272,19 @@ def mmdp_qplex(*, horizon: int = 100) -> Mmdp:
     return Mmdp(horizon=horizon)
 
 
-def maven_mstep(*, steps: int = 10) -> MStep:
-    """The m-step game with the published last step."""
-    return MStep(last=np.asarray([[1, 1], [1, 4]], np.float32), steps=steps)
+def maven_mstep(*, steps: int = 10, last: Payoffs = ((1, 1), (1, 4))) -> MStep:
+    """The m-step game of ``steps`` steps; ``last`` is the stage game that ends the first branch."""
+    return MStep(last=_payoffs(last, (2, 2)), steps=steps)
+
+
+def _payoffs(value: Payoffs, shape: tuple[int, ...]) -> Any:
+    """A host table of that shape; what is traced is left as it is."""
+    if not concrete(value) and not isinstance(value, (list, tuple)):
+        return value
+    try:
+        table = np.asarray(value, np.float32)
+    except (ValueError, TypeError):
+        raise ValueError(f"payoffs {value!r} are not a table of numbers.") from None
+    require(table.shape == shape, f"payoffs have shape {table.shape}; expected {shape}.")
+    require(bool(np.isfinite(table).all()), f"payoffs {value!r} must be finite.")
+    return table

@@ -6,7 +6,6 @@ over all states reachable from the starts, for ``t`` from the horizon ``H`` down
 assumption on cycles, and gives the value of an episode that is cut off at the horizon.
 """
 
-import functools
 import itertools
 from typing import Any, NamedTuple, cast
 
@@ -45,7 +44,7 @@ class Solution(NamedTuple):
     """
 
 
-class _Model(NamedTuple):
+class Model(NamedTuple):
     """A game as arrays over states ``S``, joint actions ``J`` and outcomes ``K``."""
 
     states: State
@@ -74,8 +73,8 @@ def solve(env: Environment, gamma: float = 1.0) -> Solution:
         f"{env.name or type(env).__name__} cannot be solved: it lacks starts, outcomes or observe.",
     )
     require(0.0 <= gamma <= 1.0, f"gamma={gamma} must lie in [0, 1].")
-    model = _enumerate(cast(FiniteEnvironment, env))
-    values, choices, first = _backward(model, env.spec.horizon, gamma)
+    model = tabulate(cast(FiniteEnvironment, env))
+    values, choices, first = backward(model, env.spec.horizon, gamma)
     joint = joint_actions(env)
     return Solution(
         value=float(model.starts @ values[0]),
@@ -144,7 +143,7 @@ def _expand(env: Any, states: State, joint: jax.Array) -> Any:
     return outcomes, jax.vmap(lambda s: env.observe(s).legal)(states), jax.vmap(turn)(states)
 
 
-def _enumerate(env: FiniteEnvironment) -> _Model:
+def tabulate(env: FiniteEnvironment) -> Model:
     """Breadth-first search over the states that legal actions reach from the starts."""
     joint = joint_actions(env)
     batch = max(1, _CELLS_PER_BATCH // len(joint))
@@ -169,7 +168,7 @@ def _enumerate(env: FiniteEnvironment) -> _Model:
     )
     starts = np.zeros(len(found))
     starts[: len(start)] = start / start.sum()
-    return _Model(_stack(found), starts, legal, p, following, reward, goes_on, power)
+    return Model(_stack(found), starts, legal, p, following, reward, goes_on, power)
 
 
 def _expand_wave(env, wave, batch, joint, index, found) -> tuple[np.ndarray, ...]:
@@ -235,21 +234,20 @@ def _stack(rows: list[Any]) -> State:
 # Backward induction
 
 
-def _backward(model: _Model, horizon: int, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def backward(model: Model, horizon: int, gamma: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Values ``[H, S]``, greedy joint actions ``[H, S]`` and first action values ``[S, J]``."""
     factor = np.asarray(gamma, np.float64) ** model.power
-    backup = functools.partial(_backup, model, factor)
     values, choices = [], []
     following, action_values = np.zeros(len(model.starts)), np.zeros(model.legal.shape)
     for _ in range(horizon):
-        action_values = backup(following)
+        action_values = backup(model, factor, following)
         choices.append(action_values.argmax(axis=1))
         following = action_values.max(axis=1)
         values.append(following)
     return np.stack(values[::-1]), np.stack(choices[::-1]), action_values
 
 
-def _backup(model: _Model, factor: np.ndarray, following: np.ndarray) -> np.ndarray:
+def backup(model: Model, factor: np.ndarray, following: np.ndarray) -> np.ndarray:
     """Action values ``[S, J]`` given the values ``[S]`` of what follows; ``-inf`` if not legal."""
     later = factor[:, None, None] * model.goes_on * following[model.following]
     expected = np.sum(model.probability * (model.reward + later), axis=2)
@@ -257,7 +255,7 @@ def _backup(model: _Model, factor: np.ndarray, following: np.ndarray) -> np.ndar
 
 
 def _start_equilibria(
-    model: _Model, action_values: np.ndarray, env: Environment
+    model: Model, action_values: np.ndarray, env: Environment
 ) -> list[tuple[tuple[int, ...], float]]:
     starts = np.flatnonzero(model.starts)
     if len(starts) != 1:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tad_envs import didactic, hallway, matrix
+from tad_envs import didactic, hallway, matrix, mpe, partial, relay
 from tad_envs.struct import check_arguments, lookup, require
 from tad_envs.types import Environment
 
@@ -111,9 +111,16 @@ def _register_all() -> None:
         didactic.maven_mstep,
     ):
         register(f"matrix/{factory.__name__}", factory)
+    register("two_step", didactic.two_step)
+    register("m_step", didactic.maven_mstep)
+    register("mmdp", didactic.mmdp_qplex)
+    for factory in (partial.dec_tiger, partial.mackrl_pair, partial.coordsum, relay.relay):
+        register(factory.__name__, factory)
     register("hallway", hallway.hallway)
     register("hallway/wait", hallway.wait)
     register("hallway/meet", hallway.meet)
+    for factory in (mpe.spread, mpe.speaker_listener, mpe.reference):
+        register(f"mpe/{factory.__name__}", factory)
 
 
 _register_all()
