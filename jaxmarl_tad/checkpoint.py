@@ -1,11 +1,14 @@
 """Checkpoints: everything a run carries on, kept so that it can go on bit for bit.
 
 A checkpoint is the state of every member (parameters, optimiser, replay, environments), the curves so
-far, and a JSON record with the name, shape, type and checksum of each array. It holds no keys: they
-derive from the seed and the number of the iteration. Writing is asynchronous and atomic; the newest
-two are kept, so that one that cannot be read leaves one that can.
+far, and a JSON record with the name, type and shape of each array. It holds no keys: they
+derive from the seed and the number of the iteration. Writing is atomic and done before the next chunk
+begins, so that an error is told where it happened; the newest two are kept, so that one that cannot be
+read leaves one that can. Beside each lies a list of its files with their checksums, because not every
+damage to them would be noticed by reading.
 """
 
+import json
 import logging
 import pathlib
 import zlib
@@ -41,16 +44,13 @@ class Checkpoints:
 
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder, self.ocp = folder.resolve(), ocp
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT)
+        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.damaged: list[tuple[pathlib.Path, str]] = []
         """Where checkpoints that could not be read were put, and why."""
 
     def save(self, iteration: int, state: State, curves: dict[str, np.ndarray]) -> None:
-        """Begin to write; :meth:`wait` tells whether it worked.
-
-        Raises ``OSError`` if this or an earlier checkpoint could not be written.
-        """
+        """Write a checkpoint. Raises ``OSError`` if that is not possible."""
         arrays = {name: _host(leaf) for name, leaf in _named(state).items()}
         about = {
             "iteration": iteration,
@@ -69,33 +69,25 @@ class Checkpoints:
             raise OSError(
                 f"checkpoint {iteration} could not be written: {_first_line(error)}"
             ) from error
-
-    def wait(self) -> None:
-        """Wait for the checkpoint being written. Raises ``OSError`` if it could not be."""
-        try:
-            self.manager.wait_until_finished()
-        except Exception as error:
-            raise OSError(f"a checkpoint could not be written: {_first_line(error)}") from error
+        if jax.process_index() == 0:
+            self._list_files(iteration)
 
     def close(self) -> None:
-        """Wait and release what writing needed."""
-        try:
-            self.wait()
-        finally:
-            self.manager.close()
+        """Release what writing needed."""
+        self.manager.close()
 
     def newest(self) -> int | None:
         """The number of iterations of the newest checkpoint, whether or not it can be read."""
         return self.manager.latest_step()
 
     def restore(self, shapes: State) -> Restored | None:
-        """The newest checkpoint that can be read, as numpy arrays; None where there is none.
+        """The newest checkpoint that can be read, on the devices; None where there is none.
 
         One that cannot be read is renamed to ``damaged-<iteration>`` and listed in ``damaged``.
 
         Args:
-            shapes: The structure, shapes and dtypes of the state. If leaves have shardings, they are
-                restored to the devices, each process its own part.
+            shapes: The structure, shapes and dtypes of the state, and its shardings if it lies on
+                more than one device.
 
         Raises:
             ValueError: The checkpoint is of a state with other arrays.
@@ -108,15 +100,17 @@ class Checkpoints:
         return None
 
     def _restore(self, iteration: int, shapes: State) -> Restored:
+        self._compare_files(iteration)
         about = self._read(iteration, about=self.ocp.args.JsonRestore())["about"]
         if about is None:
             raise Damaged("its description is missing")
         wanted = _named(shapes)
-        kept = {name: tuple(entry[:2]) for name, entry in about["state"].items()}
+        now = {name: _text(_describe(leaf)) for name, leaf in wanted.items()}
+        there = {name: _text(entry) for name, entry in about["state"].items()}
         differing = [
-            f"{name} is {_shape_text(wanted.get(name))} here and {kept.get(name, 'absent')} there"
-            for name in sorted({*wanted, *kept})
-            if _shape_text(wanted.get(name)) != " ".join(map(str, kept.get(name, ("absent",))))
+            f"{name} is {now.get(name, 'absent')} here and {there.get(name, 'absent')} there"
+            for name in sorted({*now, *there})
+            if now.get(name) != there.get(name)
         ]
         require(
             not differing,
@@ -127,21 +121,14 @@ class Checkpoints:
             name: {key: _abstract(entry) for key, entry in about[name].items()}
             for name in ("state", "curves")
         }
-        spread = {
-            name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-            for name, leaf in wanted.items()
-            if getattr(leaf, "sharding", None) is not None
-        }
-        target["state"] |= spread
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        for name, leaf in wanted.items():
+            where = getattr(leaf, "sharding", None) or here
+            target["state"][name] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         read = self._read(
             iteration,
             **{name: self.ocp.args.StandardRestore(tree) for name, tree in target.items()},
         )
-        for part in ("state", "curves"):
-            for name, entry in about[part].items():
-                array = read[part][name]
-                if entry[2] is not None and _checksum(array) not in (None, entry[2]):
-                    raise Damaged(f"the checksum of {name} differs")
         return Restored(iteration, _filled(shapes, read["state"]), dict(read["curves"]))
 
     def _read(self, iteration: int, **items: Any) -> Any:
@@ -149,6 +136,34 @@ class Checkpoints:
             return self.manager.restore(iteration, args=self.ocp.args.Composite(**items))
         except Exception as error:
             raise Damaged(_first_line(error)) from error
+
+    def _list_files(self, iteration: int) -> None:
+        """Write the checksums of a checkpoint's files, and drop those of checkpoints that are gone."""
+        for file in self.folder.glob("*.json"):
+            if not (self.folder / file.stem).is_dir():
+                file.unlink()
+        (self.folder / f"{iteration}.json").write_text(json.dumps(self._checksums(iteration)))
+
+    def _compare_files(self, iteration: int) -> None:
+        """Refuse a checkpoint whose files are not as they were written.
+
+        A process that was killed before it could list them leaves no list: then reading must do.
+        """
+        try:
+            written = json.loads((self.folder / f"{iteration}.json").read_text())
+        except (OSError, ValueError):
+            return
+        found = self._checksums(iteration)
+        differing = [
+            name for name in sorted({*written, *found}) if written.get(name) != found.get(name)
+        ]
+        if differing:
+            raise Damaged(f"{differing[0]} is not as it was written")
+
+    def _checksums(self, iteration: int) -> dict[str, int]:
+        there = self.folder / str(iteration)
+        files = sorted(file for file in there.rglob("*") if file.is_file())
+        return {str(file.relative_to(there)): zlib.crc32(file.read_bytes()) for file in files}
 
     def _put_aside(self, iteration: int, reason: str) -> None:
         there = self.folder / str(iteration)
@@ -186,22 +201,15 @@ def _host(leaf: Any) -> Any:
 
 
 def _describe(array: Any) -> list[Any]:
-    return [str(array.dtype), list(array.shape), _checksum(array)]
+    return [str(array.dtype), list(array.shape)]
 
 
-def _shape_text(leaf: Any) -> str:
-    return "absent" if leaf is None else f"{leaf.dtype} {list(leaf.shape)}"
+def _text(entry: list[Any]) -> str:
+    return f"{entry[0]} {entry[1]}"
 
 
 def _abstract(entry: list[Any]) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(tuple(entry[1]), np.dtype(entry[0]))
-
-
-def _checksum(array: Any) -> int | None:
-    """CRC-32 of an array's bytes; None where this process holds only a part of it."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return None
-    return zlib.crc32(np.asarray(array).tobytes())
 
 
 def _first_line(error: BaseException) -> str:

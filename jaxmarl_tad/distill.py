@@ -28,8 +28,19 @@ from jaxmarl_tad.devices import Shard
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember, agent_inputs, network, resolve_kind, unroll
 from jaxmarl_tad.optimise import adam, improve
+from jaxmarl_tad.prng import Generator
 from jaxmarl_tad.rollout import Actors, begin, keys, rollout
-from jaxmarl_tad.run import AfterChunk, Game, Job, Trained, as_game, as_job, evaluate, execute
+from jaxmarl_tad.run import (
+    AfterChunk,
+    Game,
+    Job,
+    Trained,
+    as_game,
+    as_job,
+    evaluate,
+    execute,
+    same_sizes,
+)
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.sweep import Make, Member
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
@@ -90,7 +101,7 @@ def distill(
     seed: int = 0,
     evaluations: int = 5,
     episodes: int = 32,
-    prng: Literal["threefry", "hash"] = "threefry",
+    prng: Generator = "threefry",
     out: str | os.PathLike[str] | None = None,
     shard: Shard = "members",
     save_seconds: float = 30.0,
@@ -150,7 +161,7 @@ def students(
     seed: int = 0,
     evaluations: int = 5,
     episodes: int = 32,
-    prng: Literal["threefry", "hash"] = "threefry",
+    prng: Generator = "threefry",
     **fields: Any,
 ) -> Job:
     """What :func:`distill` would run, resolved and checked."""
@@ -171,6 +182,8 @@ def students(
     if isinstance(teacher, Trained):
         count, name, rows = len(teacher.members), f"distill({teacher.name})", teacher.members
         game = None if env is None else as_game(env)[0]
+        if game is not None:
+            same_sizes(teacher, game)
         games = teacher.stacked.env if game is None else _tile(game, count)
         spec = teacher.spec
         make_teacher: Make = teacher.plan.make

@@ -24,8 +24,8 @@ import numpy as np
 
 from jaxmarl_tad.config import require
 
-CHECKPOINTS, FIGURES = "checkpoints", "figures"
-_CONFIG, _MEMBERS, _METRICS = "config.json", "members.csv", "metrics.npz"
+CHECKPOINTS, FIGURES, LOCK = "checkpoints", "figures", "lock"
+CONFIG, _MEMBERS, METRICS = "config.json", "members.csv", "metrics.npz"
 _CURVES, _EVENTS = "curves.csv", "events.jsonl"
 _MOST_DIFFERENCES = 3
 
@@ -35,19 +35,28 @@ def claim(path: str | os.PathLike[str]) -> pathlib.Path:
 
     Raises ``ValueError`` if it cannot be written, or holds files that are not a run's.
     """
-    folder = pathlib.Path(path).expanduser().resolve()
-    require(not folder.exists() or folder.is_dir(), f"out={str(path)!r} is a file, not a folder.")
-    foreign = folder.is_dir() and any(folder.iterdir()) and not (folder / _CONFIG).exists()
-    require(
-        not foreign,
-        f"out={str(path)!r} holds files but no run ({_CONFIG} is missing); name another folder.",
-    )
+    folder = check(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder):
             pass
     except OSError as error:
         raise ValueError(f"out={str(path)!r} cannot be written: {error.strerror}.") from error
+    return folder
+
+
+def check(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The folder's full path. Raises ``ValueError`` if it is a file, or holds what is not a run's."""
+    folder = pathlib.Path(path).expanduser().resolve()
+    require(not folder.exists() or folder.is_dir(), f"out={str(path)!r} is a file, not a folder.")
+    if not folder.is_dir() or (folder / CONFIG).exists():
+        return folder
+    # A process that was killed while it compiled leaves its lock and a folder for checkpoints.
+    others = {entry.name.partition(".")[0] for entry in folder.iterdir()} - {LOCK, CHECKPOINTS}
+    require(
+        not others,
+        f"out={str(path)!r} holds files but no run ({CONFIG} is missing); name another folder.",
+    )
     return folder
 
 
@@ -60,8 +69,8 @@ def about(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not folder.is_dir():
         near = _neighbours(folder)
         raise ValueError(f"there is no folder {str(path)!r}{f'; {near}' if near else '.'}")
-    file = folder / _CONFIG
-    require(file.exists(), f"{str(path)!r} is not a run's folder: {_CONFIG} is missing.")
+    file = folder / CONFIG
+    require(file.exists(), f"{str(path)!r} is not a run's folder: {CONFIG} is missing.")
     try:
         return json.loads(file.read_text())
     except ValueError as error:
@@ -106,7 +115,7 @@ class Files:
     def begin(self, config: dict[str, Any]) -> None:
         """Write config.json and members.csv, and cut the others back to what is in ``curves``."""
         text = json.dumps(_plain(config), indent=2) + "\n"
-        _replace(self.folder / _CONFIG, text.encode())
+        _replace(self.folder / CONFIG, text.encode())
         names = list(dict.fromkeys(name for row in self.members for name in row))
         with open(self.folder / _MEMBERS, "w", newline="") as file:
             writer = csv.DictWriter(file, ["member", *names])
@@ -119,16 +128,15 @@ class Files:
                 writer.writerows(self._lines(number))
         self.metrics()
 
-    def add(self, values: dict[str, np.ndarray]) -> None:
-        """Append one evaluation to curves.csv."""
-        self.curves.append(values)
+    def added(self) -> None:
+        """Append the last evaluation in ``curves`` to curves.csv."""
         with open(self.folder / _CURVES, "a", newline="") as file:
             csv.writer(file).writerows(self._lines(len(self.curves) - 1))
 
     def metrics(self) -> None:
         """Write metrics.npz anew."""
         values = stacked(self.curves)
-        with _replacing(self.folder / _METRICS) as file:
+        with _replacing(self.folder / METRICS) as file:
             np.savez_compressed(file, steps=self.steps[: len(self.curves)], **values)  # type: ignore[arg-type]
 
     def event(self, event: str, **values: Any) -> None:

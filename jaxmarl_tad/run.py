@@ -4,6 +4,7 @@ Between chunks, and only there, results come to the host: a progress line, the c
 checkpoints, whatever ``after_chunk`` does. One result is always in flight while the next chunk runs.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -20,13 +21,14 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
-from jaxmarl_tad import devices, folder, programs, sweep
+from jaxmarl_tad import devices, folder, programs
 from jaxmarl_tad.algorithms import algorithm as lookup_algorithm
 from jaxmarl_tad.checkpoint import Checkpoints
 from jaxmarl_tad.config import as_dict, differences, leaf_fields
 from jaxmarl_tad.devices import Shard
 from jaxmarl_tad.evaluate import score
-from jaxmarl_tad.sweep import Member, Plan
+from jaxmarl_tad.prng import GENERATORS, Generator
+from jaxmarl_tad.sweep import Make, Member, Plan, init_members, product, run_chunk, stack
 from jaxmarl_tad.types import Policy, State
 from tad_envs import Environment, Spec, make, require
 from tad_envs.struct import from_plain, to_plain
@@ -35,6 +37,7 @@ Game = str | Environment | tuple[str | Environment, dict[str, Any]]
 """An environment, by name or made, or a pair of one and config fields that hold in it alone."""
 AfterChunk = Callable[[int, State, dict[str, np.ndarray]], None]
 """``after_chunk(number, state, metrics)``: called on the host; the state is read-only and stacked."""
+_NUMBER = np.zeros((), np.int32)
 Wandb = Literal["off", "offline", "online"]
 
 
@@ -150,7 +153,7 @@ class Trained:
             isinstance(member, int) and -len(self.members) <= member < len(self.members),
             f"member={member!r} does not exist; this run has members 0..{len(self.members) - 1}.",
         )
-        own, state = jax.tree.map(lambda x: x[member], (self.stacked, self.state))
+        own, state = jax.tree.map(lambda x: jax.numpy.asarray(x[member]), (self.stacked, self.state))
         return self.plan.make(own.config, own.source).policy(state, greedy=greedy)
 
     def best(self, *, greedy: bool = True) -> Policy:
@@ -185,7 +188,7 @@ def run(
     config: Any = None,
     evaluations: int = 10,
     episodes: int = 32,
-    prng: Literal["threefry", "hash"] = "threefry",
+    prng: Generator = "threefry",
     out: str | os.PathLike[str] | None = None,
     shard: Shard = "members",
     wandb: Wandb = "off",
@@ -252,7 +255,7 @@ def prepare(
     config: Any = None,
     evaluations: int = 10,
     episodes: int = 32,
-    prng: Literal["threefry", "hash"] = "threefry",
+    prng: Generator = "threefry",
     **fields: Any,
 ) -> Job:
     """What :func:`run` would run, resolved and checked, without touching a device."""
@@ -277,7 +280,7 @@ def prepare(
 
     members, rows = [], []
     for game, own in games:
-        for combination in sweep.product(sweeps):
+        for combination in product(sweeps):
             both = sorted(set(combination) & set(own))
             require(not both, f"{', '.join(both)} cannot be swept and also be given by {game.name!r}.")
             settings = {**common, **combination, **own}
@@ -296,7 +299,7 @@ def prepare(
     return as_job(
         algorithm,
         method.make,
-        sweep.stack(members),
+        stack(members),
         rows,
         members[0].config,
         evaluations=evaluations,
@@ -308,42 +311,33 @@ def prepare(
 
 def as_job(
     name: str,
-    make_algorithm: sweep.Make,
+    make_algorithm: Make,
     stacked: Member,
     rows: list[dict[str, Any]],
     config: Any,
     *,
     evaluations: int,
     episodes: int,
-    prng: str,
+    prng: Generator,
     recipe: dict[str, Any] | None,
 ) -> Job:
     """A job of stacked members; ``config.total_steps`` is rounded to whole chunks."""
     for key, value in {"evaluations": evaluations, "episodes": episodes}.items():
         whole = isinstance(value, int) and not isinstance(value, bool)
         require(whole and value >= 1, f"{key}={value!r} must be a positive integer.")
+    require(prng in GENERATORS, f"prng={prng!r} is not valid; expected {' or '.join(GENERATORS)}.")
     require(config.total_steps >= 1, f"total_steps={config.total_steps} must be positive.")
     iterations = max(1, round(config.total_steps / (config.envs * config.steps)))
     each = {"evaluations": evaluations, "episodes": episodes, "prng": prng}
     evaluations = min(evaluations, iterations)
     iterations = math.ceil(iterations / evaluations) * evaluations
-    plan = Plan(make_algorithm, iterations, evaluations, episodes, _implementation(prng))
+    plan = Plan(make_algorithm, iterations, evaluations, episodes, prng)
     if recipe is not None:
         try:
             recipe = written(recipe | each)
         except ValueError:  # an environment or a setting that only the caller's own code can make
             recipe = None
     return Job(name, rows, config, stacked, plan, recipe)
-
-
-def _implementation(prng: str) -> str:
-    """The generator's name in JAX."""
-    require(prng in ("threefry", "hash"), f"prng={prng!r} is not valid; expected 'threefry' or 'hash'.")
-    if prng == "threefry":
-        return "threefry2x32"
-    from jaxmarl_tad.prng import implementation
-
-    return implementation(prng)
 
 
 def written(value: Any) -> Any:
@@ -395,53 +389,60 @@ def execute(
     require(wandb in ("off", "offline", "online"), f"wandb={wandb!r} must be off, offline or online.")
     require(wandb == "off" or out is not None, f"wandb={wandb!r} needs out=..., a folder to write to.")
     require(save_seconds >= 0, f"save_seconds={save_seconds!r} must not be negative.")
-    record = None if out is None else _Record(job, out, save_seconds)
-    mesh = devices.layout(len(job.rows), job.config.envs, shard)
-    stacked = devices.place(job.stacked, mesh)
-    plan, evaluations = job.plan, job.plan.evaluations
-    state = None if record is None else record.restore(_shapes(plan, stacked, mesh), mesh)
-    done = 0 if record is None else len(record.curves)
-    if done == evaluations and record is not None:
-        return Trained(job, state, folder.stacked(record.curves), record.timing, record.folder)
+    with contextlib.nullcontext() if out is None else _Record(job, out, save_seconds) as record:
+        mesh = devices.layout(len(job.rows), job.config.envs, shard)
+        stacked = devices.place(job.stacked, mesh)
+        state = None if record is None else record.restore(_shapes(job.plan, stacked, mesh), mesh)
+        if record is not None and len(record.curves) == job.plan.evaluations:
+            return Trained(job, state, folder.stacked(record.curves), record.timing, record.folder)
+        program, new = programs.compiled(
+            run_chunk,
+            job.plan,
+            stacked,
+            complete=lambda members: (members, _shapes(job.plan, members, mesh), _NUMBER),
+            donate=(1,),
+            mesh=mesh,
+            outputs=None if mesh is None else (devices.by_member(mesh), devices.everywhere(mesh)),
+        )
+        if not new:  # compiled by an earlier call
+            program = program._replace(trace_s=0.0, compile_s=0.0)
+        if state is None:
+            state = devices.place(jax.tree.map(_zeros, program.shapes[1]), mesh)
+        if record is not None:
+            record.begin(wandb, wandb_members, mesh, shard)
+        return _train(job, program, stacked, state, record, progress, after_chunk)
 
-    program, new = programs.compiled(
-        sweep.run_chunk,
-        plan,
-        stacked,
-        complete=lambda members: (members, _shapes(plan, members, mesh), np.zeros((), np.int32)),
-        donate=(1,),
-        mesh=mesh,
-        outputs=None if mesh is None else (devices.by_member(mesh), devices.everywhere(mesh)),
-    )
+
+def _train(
+    job: Job,
+    program: programs.Program,
+    stacked: Member,
+    state: State,
+    record: "_Record | None",
+    progress: bool | None,
+    after_chunk: AfterChunk | None,
+) -> Trained:
+    """Chunk after chunk from where ``record`` stands, one result in flight."""
     began, wall = time.process_time(), time.perf_counter()
-    compiled_s = program.trace_s + program.compile_s if new else 0.0
-    line = _Progress(job, done, compiled_s, progress)
-    if state is None:
-        state = devices.place(jax.tree.map(_zeros, program.shapes[1]), mesh)
-    tracker = None
-    if record is not None:
-        tracker = record.begin(wandb, wandb_members, mesh, shard)
     curves: list[dict[str, np.ndarray]] = [] if record is None else record.curves
+    line = _Progress(job, len(curves), program.trace_s + program.compile_s, progress)
     in_flight: list[dict[str, jax.Array]] = []
 
     def collect(keep: int) -> None:
         while len(in_flight) > keep:
             values = jax.device_get(in_flight.pop(0))
-            if record is None:
-                curves.append(values)
-            else:
-                record.add(values)
-            if tracker is not None:
-                tracker.log(len(curves) - 1, int(job.steps[len(curves) - 1]), values)
+            curves.append(values)
+            if record is not None:
+                record.added()
             line.show(curves)
 
     with _Stop(record is not None) as stop:
-        for i in range(done, evaluations):
+        for i in range(len(curves), job.plan.evaluations):
             state, metrics = program.call(stacked, state, np.asarray(i, np.int32))
             in_flight.append(metrics)
             if after_chunk is not None:
                 after_chunk(i, state, jax.device_get(metrics))
-            last = i + 1 == evaluations
+            last = i + 1 == job.plan.evaluations
             if record is not None and (last or stop.signal or record.due()):
                 collect(keep=0)
                 record.save(state)
@@ -451,31 +452,31 @@ def execute(
                 collect(keep=1)
         collect(keep=0)
     timing = {
-        "trace_s": program.trace_s if new else 0.0,
-        "compile_s": program.compile_s if new else 0.0,
+        "trace_s": program.trace_s,
+        "compile_s": program.compile_s,
         "run_s": time.process_time() - began,
         "wall_s": time.perf_counter() - wall,
         "peak_bytes": program.peak_bytes,
     }
     if record is not None:
         record.finish(timing)
-    if tracker is not None:
-        tracker.finish()
     return Trained(job, state, folder.stacked(curves), timing, record and record.folder)
 
 
 def restored(job: Job, path: str | os.PathLike[str]) -> Trained:
     """The run in ``path``, as far as it got; refuses what is not a checkpoint of ``job``."""
-    record = _Record(job, path, 0.0)
-    mesh = devices.layout(len(job.rows), job.config.envs)
-    state = record.restore(_shapes(job.plan, devices.place(job.stacked, mesh), mesh), mesh)
-    require(state is not None, f"{str(path)!r} holds no checkpoint yet; `tad resume` goes on with it.")
-    return Trained(job, state, folder.stacked(record.curves), record.timing, record.folder)
+    with _Record(job, path, 0.0) as record:
+        mesh = devices.layout(len(job.rows), job.config.envs)
+        state = record.restore(_shapes(job.plan, devices.place(job.stacked, mesh), mesh), mesh)
+        require(
+            state is not None, f"{str(path)!r} holds no checkpoint yet; `tad resume` goes on with it."
+        )
+        return Trained(job, state, folder.stacked(record.curves), record.timing, record.folder)
 
 
 def _shapes(plan: Plan, members: Member, mesh: Any) -> State:
     """Shapes of the state, and how it is spread."""
-    shapes = jax.eval_shape(lambda m: sweep.init_members(plan, m), members)
+    shapes = jax.eval_shape(lambda m: init_members(plan, m), members)
     sharding = None if mesh is None else devices.by_member(mesh)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
 
@@ -502,20 +503,40 @@ class _Record:
     def __init__(self, job: Job, out: str | os.PathLike[str], save_seconds: float) -> None:
         self.job, self.save_seconds, self.timing = job, save_seconds, {}
         self.shown = str(out)
-        self.folder = folder.claim(out)
+        self.folder = pathlib.Path(out).expanduser().resolve()
         self.writes = jax.process_index() == 0
         self.files = folder.Files(self.folder, job.rows, job.steps)
-        self.before = folder.about(self.folder) if (self.folder / "config.json").exists() else None
-        if self.before is not None:
-            told = folder.differences(self.before.get("identity", {}), job.identity)
-            require(
-                not told,
-                f"{self.shown!r} holds another run: {'; '.join(told)}. Name another folder.",
-            )
-            finished = [e for e in folder.events(self.folder) if e["event"] == "finish"]
-            self.timing = finished[-1].get("timing", {}) if finished else {}
+        self.before: dict[str, Any] | None = None
+        refusal = None
+        try:
+            if self.writes:
+                self._claim()
+        except ValueError as error:
+            refusal = error
+        if not devices.agreed(refusal is None):
+            raise refusal or ValueError(f"the first process refused {self.shown!r}; it says why.")
         self.checkpoints = Checkpoints(self.folder / folder.CHECKPOINTS)
+        self.tracker: Any = None
         self.last_save = -math.inf
+
+    def __enter__(self) -> "_Record":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.checkpoints.close()
+        if self.tracker is not None:
+            self.tracker.finish()
+
+    def _claim(self) -> None:
+        """Make the folder, or see that what it holds is the same run."""
+        folder.claim(self.shown)
+        if not (self.folder / "config.json").exists():
+            return
+        self.before = folder.about(self.folder)
+        told = folder.differences(self.before.get("identity", {}), self.job.identity)
+        require(not told, f"{self.shown!r} holds another run: {'; '.join(told)}. Name another folder.")
+        finished = [e for e in folder.events(self.folder) if e["event"] == "finish"]
+        self.timing = finished[-1].get("timing", {}) if finished else {}
 
     @property
     def curves(self) -> list[dict[str, np.ndarray]]:
@@ -535,9 +556,9 @@ class _Record:
         columns = found.curves.items()
         count = found.iteration * self.job.plan.evaluations // self.job.plan.iterations
         self.files.curves = [{n: v[:, i] for n, v in columns} for i in range(count)]
-        return devices.place(found.state, mesh)
+        return found.state
 
-    def begin(self, wandb: Wandb, wandb_members: bool, mesh: Any, shard: Shard) -> Any:
+    def begin(self, wandb: Wandb, wandb_members: bool, mesh: Any, shard: Shard) -> None:
         """Write what is known before the first chunk; warn where bits cannot be promised."""
         about = _about(self.job, mesh) | {"shard": shard}
         names = ("versions", "device", "devices")
@@ -554,32 +575,33 @@ class _Record:
         if self.writes:
             self._write(lambda: self.files.begin(about))
         self.event("resume" if self.curves else "start", evaluations_done=len(self.curves))
-        if not self.writes or wandb == "off":
-            return None
-        from jaxmarl_tad.tracking import Tracker
+        if self.writes and wandb != "off":
+            from jaxmarl_tad.tracking import Tracker
 
-        return Tracker(
-            mode=wandb,
-            folder=self.folder,
-            name=self.folder.name,
-            algorithm=self.job.name,
-            members=self.job.rows,
-            config=about["config"],
-            sweep=self.folder.name,
-            per_member=wandb_members,
-        )
+            self.tracker = Tracker(
+                mode=wandb,
+                folder=self.folder,
+                name=self.folder.name,
+                algorithm=self.job.name,
+                members=self.job.rows,
+                config=about["config"],
+                sweep=self.folder.name,
+                per_member=wandb_members,
+            )
 
-    def add(self, values: dict[str, np.ndarray]) -> None:
-        """One more evaluation."""
+    def added(self) -> None:
+        """Write down the evaluation that was added to ``curves``."""
+        values, steps = self.curves[-1], int(self.job.steps[len(self.curves) - 1])
+        if self.tracker is not None:
+            self.tracker.log(len(self.curves) - 1, steps, values)
         if not self.writes:
-            self.files.curves.append(values)
             return
-        self._write(lambda: self.files.add(values))
+        self._write(self.files.added)
         returns = values["return"]
         self.event(
             "evaluation",
             number=len(self.curves),
-            steps=int(self.job.steps[len(self.curves) - 1]),
+            steps=steps,
             return_mean=float(returns.mean()),
             return_min=float(returns.min()),
             return_max=float(returns.max()),
@@ -601,13 +623,11 @@ class _Record:
         self.event("checkpoint", iteration=iteration)
 
     def finish(self, timing: dict[str, float]) -> None:
-        """Wait for the last checkpoint and say that this was all."""
-        self._write(self.checkpoints.close)
+        """Say that this was all."""
         self.event("finish", timing=timing)
 
     def interrupted(self, number: int) -> None:
         """The chunk is saved: say how to go on, and end as the signal asks."""
-        self._write(self.checkpoints.close)
         self.event("stop", signal=signal.Signals(number).name)
         print(f"\nstopped and saved; to go on: tad resume {self.shown}", file=sys.stderr)
         if number == signal.SIGINT:
@@ -680,7 +700,7 @@ def evaluate(
         isinstance(policy, Trained),
         f"policy must be what run() returned or a Policy, not a {type(policy).__name__}.",
     )
-    _same_sizes(policy, game)
+    same_sizes(policy, game)
     scored = programs.compiled(
         _score_members,
         (policy.plan.make, episodes),
@@ -702,7 +722,8 @@ def _score_members(static: Any, members: Member, state: State, env: Any, seed: A
     return jax.vmap(one)(members, state)
 
 
-def _same_sizes(trained: Trained, env: Environment) -> None:
+def same_sizes(trained: Trained, env: Environment) -> None:
+    """Refuse an environment of other sizes than the one that was trained in."""
     expected = trained.spec
     require(
         env.spec == expected,

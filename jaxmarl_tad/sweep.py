@@ -7,16 +7,21 @@ of one program have equal static parts; their leaves are stacked on axis ``M`` a
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from jaxmarl_tad import devices
 from jaxmarl_tad.config import as_dict, differences
 from jaxmarl_tad.evaluate import score
+from jaxmarl_tad.prng import Generator, implementation
+from jaxmarl_tad.programs import compiler_options
 from jaxmarl_tad.train import chunk, init
 from jaxmarl_tad.types import Algorithm, Metrics, State
 from tad_envs import Environment
+
+_Result = TypeVar("_Result")
 
 Make = Callable[[Any, Any], Algorithm]
 """``make(config, source)``: the factory of an algorithm; hashable, since it names a program."""
@@ -40,8 +45,35 @@ class Plan(NamedTuple):
     iterations: int
     evaluations: int
     episodes: int
-    prng: str = "threefry2x32"
-    """The implementation of random keys, as ``jax.random.key`` takes it."""
+    prng: Generator = "threefry"
+
+
+def sweep(one: Callable[[Member], _Result], members: Member) -> _Result:
+    """``one(member)`` for every member, in one compiled program, spread over all devices.
+
+    The pure layer of :func:`jaxmarl_tad.run`, for those who own their loop::
+
+        job = jt.prepare("ippo", "matrix/climbing", seeds=8, lr=[0.01, 0.02])
+
+        def whole_run(member):
+            learner = jt.algorithm("ippo").make(member.config, member.source)
+            evaluate = lambda policy, key: jt.score(member.env, policy, key, 32)
+            key = jax.random.key(member.seed)
+            return jt.train(learner, evaluate, key, iterations=20, evaluations=2)
+
+        state, curves = jt.sweep(whole_run, job.stacked)  # curves["return"]: [16, 2]
+
+    Args:
+        one: A pure function of one member, whose leaves it may use in arithmetic only.
+        members: Leaves ``[M, ...]``, as :func:`jaxmarl_tad.prepare` or :func:`stack` makes them.
+
+    Returns:
+        What ``one`` returns, with leaves ``[M, ...]``.
+    """
+    count = jax.tree.leaves(members)[0].shape[0]
+    mesh = devices.layout(count, 1)
+    program = jax.jit(jax.vmap(one), compiler_options=compiler_options())
+    return program(devices.place(members, mesh))
 
 
 def product(fields: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -99,7 +131,7 @@ def run_chunk(plan: Plan, members: Member, state: State, number: Any) -> tuple[S
         return chunk(
             algorithm,
             lambda policy, key: score(member.env, policy, key, plan.episodes),
-            jax.random.key(member.seed, impl=plan.prng),
+            jax.random.key(member.seed, impl=implementation(plan.prng)),
             state,
             number,
             iterations=plan.iterations,
@@ -120,6 +152,6 @@ def init_members(plan: Plan, members: Member) -> State:
 def _init_members(plan: Plan, members: Member) -> State:
     def one(member: Member) -> State:
         algorithm = plan.make(member.config, member.source)
-        return init(algorithm, jax.random.key(member.seed, impl=plan.prng))
+        return init(algorithm, jax.random.key(member.seed, impl=implementation(plan.prng)))
 
     return jax.vmap(one)(members)

@@ -57,7 +57,18 @@ def train(
     """A whole run as one pure function of ``key``, to be jitted and vmapped by whoever owns it.
 
     Returns the last state and the curves ``{name: [evaluations]}``. ``evaluations`` must divide
-    ``iterations``.
+    ``iterations``. Eight seeds of one learner::
+
+        job = jt.prepare("ippo", "matrix/climbing")
+        env = jt.make("matrix/climbing")
+        learner = jt.algorithm("ippo").make(job.config, env)
+
+        def whole_run(key):
+            evaluate = lambda policy, key: jt.score(env, policy, key, 32)
+            return jt.train(learner, evaluate, key, iterations=20, evaluations=2)
+
+        keys = jax.random.split(jax.random.key(0), 8)
+        state, curves = jax.jit(jax.vmap(whole_run))(keys)  # curves["return"]: [8, 2]
     """
     require(
         iterations % evaluations == 0,

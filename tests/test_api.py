@@ -3,7 +3,9 @@
 import csv
 import dataclasses
 import inspect
+import itertools
 import json
+import textwrap
 import typing
 
 import jax
@@ -123,12 +125,17 @@ def test_after_chunk_is_called_once_per_evaluation():
     np.testing.assert_array_equal(np.stack([r for _, r in seen], axis=1), run.curves["return"])
 
 
-def test_progress_is_one_line(capsys):
+def test_progress_is_one_line_on_a_terminal_and_ten_elsewhere(capsys, monkeypatch):
+    more = SMALL | {"total_steps": 160, "evaluations": 20}
+    jt.run("mappo", "matrix/climbing", progress=True, **more)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 10
+    for word in ("mappo", "1 members", "100 %", "steps/s", "compiled in", "s left", "return"):
+        assert word in lines[-1]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     jt.run("mappo", "matrix/climbing", progress=True, **SMALL)
     written = capsys.readouterr().err
-    assert written.count("\n") == 1
-    assert "mappo" in written
-    assert "100 %" in written
+    assert (written.count("\n"), written.count("\r")) == (1, 2)
     jt.run("mappo", "matrix/climbing", progress=False, **SMALL)
     assert capsys.readouterr().err == ""
 
@@ -263,3 +270,41 @@ def test_what_is_public_is_described(name):
 def test_all_is_what_there_is():
     assert jt.__all__ == sorted(jt.__all__)
     assert len(set(jt.__all__)) == len(jt.__all__)
+
+
+@pytest.mark.parametrize("name", ["algorithm", "train", "sweep"])
+def test_examples_of_the_pure_layer_run(name):
+    text = inspect.getdoc(getattr(jt, name)).split("::\n\n", 1)[1]
+    lines = itertools.takewhile(lambda line: not line or line.startswith(" "), text.splitlines())
+    scope = {"jt": jt, "jax": jax}
+    exec(textwrap.dedent("\n".join(lines)), scope)
+    if name == "algorithm":
+        assert scope["policy"].execution == "decentralised"
+    else:
+        assert scope["curves"]["return"].shape == ((8, 2) if name == "train" else (16, 2))
+
+
+def test_a_sweep_of_the_pure_layer_is_the_run():
+    job = jt.prepare("ippo", "matrix/climbing", seeds=3, **SMALL)
+
+    def whole_run(member):
+        learner = jt.algorithm("ippo").make(member.config, member.source)
+        key = jax.random.key(member.seed)
+        evaluate = lambda policy, key: jt.score(member.env, policy, key, 4)  # noqa: E731
+        plan = job.plan
+        return jt.train(
+            learner, evaluate, key, iterations=plan.iterations, evaluations=plan.evaluations
+        )
+
+    _, curves = jt.sweep(whole_run, job.stacked)
+    run = jt.run("ippo", "matrix/climbing", seeds=3, **SMALL)
+    for name, values in run.curves.items():
+        np.testing.assert_allclose(curves[name], values, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_the_cheap_generator_learns_alike():
+    runs = [jt.run("ippo", "matrix/tad", seeds=16, prng=prng) for prng in ("threefry", "hash")]
+    assert [run.plan.prng for run in runs] == ["threefry", "hash"]
+    for run in runs:
+        assert np.mean(run.final["return"] == 5.0) > 0.8
+    assert not np.array_equal(runs[0].curves["entropy"], runs[1].curves["entropy"])

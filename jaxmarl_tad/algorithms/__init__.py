@@ -94,7 +94,18 @@ def algorithms() -> list[str]:
 
 
 def algorithm(name: str) -> Method:
-    """The method called ``name``; its ``make(config, source)`` builds the learner."""
+    """The method called ``name``; its ``make(config, source)`` builds the learner.
+
+    A learner is three pure functions, for a loop of your own::
+
+        env = jt.make("matrix/climbing")
+        method = jt.algorithm("mappo")
+        config = method.resolved(method.settings(lr=0.02), env.spec)
+        learner = method.make(config, env)
+        state = learner.init(jax.random.key(0))
+        state, metrics = jax.jit(learner.step)(jax.random.key(1), state, 0.0)
+        policy = learner.policy(state, greedy=True)
+    """
     return lookup(METHODS, name, "algorithm")
 
 

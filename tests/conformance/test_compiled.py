@@ -14,11 +14,12 @@ from conformance.learners import Case, assert_close, assert_same_bits, watched
 from conformance.probes import PROBES
 
 import jaxmarl_tad as jt
-from jaxmarl_tad import programs, sweep
+from jaxmarl_tad import programs
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.networks.mixers import mixer
 from jaxmarl_tad.rollout import begin, rollout
+from jaxmarl_tad.sweep import run_chunk
 from jaxmarl_tad.train import train
 
 CASES = learners.two_cases()
@@ -113,7 +114,7 @@ def test_chunked_equals_whole(case):
 def test_resumed_equals_uninterrupted(case):
     """The state is all there is: the third chunk, begun from a copy of the state on the host."""
     run, states = watched(case)
-    program, new = programs.compiled(sweep.run_chunk, run.plan, run.stacked, donate=(1,))
+    program, new = programs.compiled(run_chunk, run.plan, run.stacked, donate=(1,))
     assert not new
     state = jax.tree.map(jnp.array, states[1])
     for i in (2, 3):
