@@ -89,15 +89,17 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     before, now = flat(there), flat(_plain(here))
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     # The digest of all numbers says only that something differs: it counts where nothing else does.
-    told = [name for name in names if name != "numbers"]
+    told = [name for name in names if name.rpartition(".")[2] != "numbers"]
     if names and not told:
         return ["other numbers in the environment or in the teacher"]
     texts = []
     for name in told:
+        label = name
+        for part in ("identity.", "recipe.", "config.", "spec."):
+            label = label.removeprefix(part)
         one, other = before.get(name, "absent"), now.get(name, "absent")
-        if isinstance(one, list) and isinstance(other, list) and name == "members":
+        if isinstance(one, list) and isinstance(other, list) and label == "members":
             one, other = _first_difference(one, other)
-        label = name.removeprefix("config.").removeprefix("spec.")
         texts.append(f"{label}: {_short(one)} there, {_short(other)} here")
     if len(texts) > _MOST_DIFFERENCES:
         texts = [*texts[:_MOST_DIFFERENCES], f"and {len(texts) - _MOST_DIFFERENCES} more"]

@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Int
 
 from jaxmarl_tad.types import Key, Params
@@ -21,6 +20,8 @@ class Optimiser(NamedTuple):
 
 def adam(max_grad_norm: Real, eps: float = 1e-5) -> Optimiser:
     """Adam (Kingma & Ba 2015) on gradients clipped to a global norm."""
+    import optax  # it takes a tenth of a second, which a listing or a plan does without
+
     chain = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=eps))  # type: ignore[arg-type]
 
     def update(gradient: Params, state: Any, params: Params, lr: Real) -> tuple[Params, Any]:

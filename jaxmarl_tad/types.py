@@ -16,6 +16,9 @@ from tad_envs import Observation, Real
 Key = jax.Array
 """A typed PRNG key; whoever is passed one consumes it."""
 
+Activation = Literal["relu", "tanh"]
+"""What bends the hidden layers of a network."""
+
 Params = Any
 Memory = Any
 """What a policy remembers within an episode: a pytree, ``()`` if it remembers nothing."""

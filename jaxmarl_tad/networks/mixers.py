@@ -16,7 +16,6 @@ import itertools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -68,6 +67,8 @@ def mixer(name: Name, kind: Kind, spec: Spec, *, embed: int = 32, hidden: int = 
 
         return Mixer(rows.init, view, mix_table)
 
+    from jaxmarl_tad.networks.modules import HyperNetworks
+
     module = HyperNetworks(sizes, hidden)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), jnp.zeros(spec.state_dim)))
 
@@ -100,7 +101,7 @@ def positive(parts: Any, agents: int) -> Weights:
 def monotone(weights: Weights, utilities: Float[Array, "*batch N"]) -> Float[Array, "*batch"]:
     """Q_tot, which grows (or stays) with each utility because no weight is negative."""
     mixed = jnp.einsum("...n,...nd->...d", utilities, weights.first)
-    hidden = nn.elu(mixed + weights.bias)
+    hidden = jax.nn.elu(mixed + weights.bias)
     return jnp.einsum("...d,...d->...", hidden, weights.second) + weights.value
 
 
@@ -113,41 +114,5 @@ def monotone_by_state(
     fed = jnp.concatenate([utilities, jnp.ones((*state.shape, 1))], axis=-1)
     fed = (here[..., :, None] * fed[..., None, :]).reshape(*state.shape, -1)
     layer = jnp.concatenate([weights.first, weights.bias[:, None]], axis=1)
-    hidden = nn.elu(fed @ layer.reshape(states * (agents + 1), width))
+    hidden = jax.nn.elu(fed @ layer.reshape(states * (agents + 1), width))
     return jnp.sum(here * (hidden @ weights.second.T + weights.value), axis=-1)
-
-
-class HyperNetworks(nn.Module):
-    """State to mixing weights: linear-ReLU-linear for W₁, w₂ and V, one linear map for b₁.
-
-    A 1 is put behind the state, so that a state of zeros has weights too: without it all of them
-    would be 0, and so would their gradients.
-    """
-
-    sizes: tuple[int, int, int, int]
-    """How many numbers W₁, b₁, w₂ and V have."""
-    hidden: int
-
-    @nn.compact
-    def __call__(self, state: Array) -> tuple[Array, Array, Array, Array]:
-        """``state [..., S]``."""
-        first, bias, second, value = self.sizes
-        x = jnp.concatenate([state, jnp.ones((*state.shape[:-1], 1))], axis=-1)
-        return (
-            TwoLayers(self.hidden, first, name="first")(x),
-            nn.Dense(bias, name="out")(x),
-            TwoLayers(self.hidden, second, name="second")(x),
-            TwoLayers(second, value, name="value")(x),
-        )
-
-
-class TwoLayers(nn.Module):
-    """Linear, ReLU, linear."""
-
-    hidden: int
-    outputs: int
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """``x [..., I]`` to ``[..., outputs]``."""
-        return nn.Dense(self.outputs, name="out")(nn.relu(nn.Dense(self.hidden)(x)))

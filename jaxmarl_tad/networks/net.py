@@ -10,12 +10,11 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jaxmarl_tad.types import Key, Memory, Params
+from jaxmarl_tad.types import Activation, Key, Memory, Params
 from tad_envs import Spec, require
 
 Kind = Literal["auto", "table", "mlp"]
@@ -40,18 +39,28 @@ def network(
     outputs: int,
     hidden: tuple[int, ...] = (64, 64),
     memory: Remember = "none",
+    activation: Activation = "relu",
+    layer_norm: bool = True,
     gain: float = 1.0,
 ) -> Net:
     """A network with ``outputs`` outputs.
 
     ``kind="table"`` reads row ``x`` (an int below ``inputs``); otherwise ``x`` is ``[inputs]`` floats
-    through hidden layers (linear, ReLU, layer norm), after which a GRU of the last hidden width
+    through hidden layers (linear, activation, layer norm), after which a GRU of the last hidden width
     remembers if ``memory="gru"``. ``gain`` scales the output layer's (or the table's) initial values.
     """
     if kind == "table":
         return table(inputs, outputs, scale=gain)
+    from jaxmarl_tad.networks.modules import Torso
+
     recurrent = memory == "gru"
-    module = Torso(hidden=hidden, outputs=outputs, recurrent=recurrent)
+    module = Torso(
+        hidden=hidden,
+        outputs=outputs,
+        recurrent=recurrent,
+        activation=activation,
+        layer_norm=layer_norm,
+    )
     width = hidden[-1]
 
     def start() -> Memory:
@@ -65,28 +74,6 @@ def network(
         start=start,
         apply=lambda params, memory, x: module.apply(params, memory, x),  # type: ignore[return-value]
     )
-
-
-class Torso(nn.Module):
-    """Layer norm, then (linear, ReLU, layer norm) per hidden layer, maybe a GRU, then linear.
-
-    The order of the MAPPO recipe (Yu et al. 2022).
-    """
-
-    hidden: tuple[int, ...]
-    outputs: int
-    recurrent: bool
-
-    @nn.compact
-    def __call__(self, memory: Memory, x: Array) -> tuple[Array, Memory]:
-        """``x [..., I]`` to ``[..., outputs]``, and the memory afterwards."""
-        x = nn.LayerNorm()(x)
-        for width in self.hidden:
-            x = nn.LayerNorm()(nn.relu(nn.Dense(width)(x)))
-        if self.recurrent:
-            memory, x = nn.GRUCell(self.hidden[-1])(memory, x)
-            x = nn.LayerNorm()(x)
-        return nn.Dense(self.outputs, name="out")(x), memory
 
 
 def table(rows: int, outputs: int, scale: float = 0.01) -> Net:
@@ -106,7 +93,8 @@ def normal(key: Key, shape: tuple[int, ...], scale: float) -> Array:
 def draw(key: Key, shapes: Params, out_gain: float) -> Params:
     """Parameters for ``shapes``: kernels with variance gain²/fan-in, embeddings 1; biases 0, scales 1.
 
-    The gain is √2 (for ReLU) except in the module named ``out``, where it is ``out_gain``.
+    The gain is √2 (for ReLU and tanh alike, as in the recipe) except in the module named ``out``, where
+    it is ``out_gain``.
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     sizes = [math.prod(leaf.shape) for _, leaf in leaves]

@@ -10,11 +10,9 @@ teacher-forced log-probabilities equal the sequential ones.
 * ``attention``: the token is a key and a value in the chooser's slot, the reader attends to slots.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
@@ -88,6 +86,8 @@ def head(
     """
     if kind == "table":
         return _table(inputs, outputs, agents, actions, identity, gain)
+    from jaxmarl_tad.networks.modules import AttentionHead, SumHead
+
     architecture = SumHead if read == "sum" else AttentionHead
     module = architecture(hidden, outputs, agents, actions, identity)
     shapes = jax.eval_shape(
@@ -122,98 +122,3 @@ def _table(states: int, outputs: int, agents: int, actions: int, identity: bool,
         token=token,
         read=read,
     )
-
-
-class SumHead(nn.Module):
-    """logits_i = out(… relu(W f + Σ_{j<i} E[j, a_j])): one extra row per earlier agent."""
-
-    hidden: tuple[int, ...]
-    outputs: int
-    agents: int
-    actions: int
-    identity: bool
-
-    def setup(self) -> None:
-        """Layers of the reader, and the rows that choices add."""
-        self.embed = nn.Embed(self.agents * self.actions, self.hidden[0])
-        self.layers = [nn.Dense(width) for width in self.hidden]
-        self.norms = [nn.LayerNorm() for _ in self.hidden]
-        self.out = nn.Dense(self.outputs)
-
-    def empty(self) -> Array:
-        """No rows yet."""
-        return jnp.zeros(self.hidden[0])
-
-    def token(self, features: Array, agent: Array, action: Array) -> Array:
-        """The row E[j, a_j]."""
-        return self.embed(agent * self.actions + action)
-
-    def read(self, features: Array, agent: Array, prefix: Array) -> Array:
-        """Outputs ``[outputs]`` for the agent to move."""
-        x = _reader(features, agent, self.agents, self.identity)
-        for i, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
-            x = norm(nn.relu(layer(x) + prefix if i == 0 else layer(x)))
-        return self.out(x)
-
-    def __call__(self, features: Array, agent: Array) -> Array:
-        """Touch every layer, so that one call shows all parameter shapes."""
-        return self.read(features, agent, self.token(features, agent, agent))
-
-
-class AttentionHead(nn.Module):
-    """The reader attends to the slots of those who have chosen, and to a learned start slot."""
-
-    hidden: tuple[int, ...]
-    outputs: int
-    agents: int
-    actions: int
-    identity: bool
-
-    def setup(self) -> None:
-        """Projections of the reader and of the choices, and the reader's layers."""
-        width = self.hidden[0]
-        self.embed = nn.Embed(self.agents * self.actions, width)
-        self.start = nn.Embed(2, width)
-        self.query, self.key, self.value = nn.Dense(width), nn.Dense(width), nn.Dense(width)
-        self.layers = [nn.Dense(w) for w in self.hidden]
-        self.norms = [nn.LayerNorm() for _ in self.hidden]
-        self.out = nn.Dense(self.outputs)
-
-    def empty(self) -> dict[str, Array]:
-        """Nobody's slot is filled."""
-        slots = jnp.zeros((self.agents, self.hidden[0]))
-        return {"key": slots, "value": slots, "filled": jnp.zeros(self.agents)}
-
-    def token(self, features: Array, agent: Array, action: Array) -> dict[str, Array]:
-        """Key and value of (features, j, a_j) in slot j."""
-        x = jnp.concatenate([self.embed(agent * self.actions + action), features])
-        slot = jax.nn.one_hot(agent, self.agents)
-        return {
-            "key": slot[:, None] * self.key(x),
-            "value": slot[:, None] * self.value(x),
-            "filled": slot,
-        }
-
-    def read(self, features: Array, agent: Array, prefix: dict[str, Array]) -> Array:
-        """Outputs ``[outputs]`` for the agent to move."""
-        x = _reader(features, agent, self.agents, self.identity)
-        start = self.start(jnp.arange(2))
-        keys = jnp.concatenate([start[:1], prefix["key"]])
-        values = jnp.concatenate([start[1:], prefix["value"]])
-        filled = jnp.concatenate([jnp.ones(1), prefix["filled"]]) > 0.5
-        scores = keys @ self.query(x) / math.sqrt(self.hidden[0])
-        weights = jax.nn.softmax(jnp.where(filled, scores, jnp.finfo(scores.dtype).min / 4))
-        x = jnp.concatenate([x, weights @ values])
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = norm(nn.relu(layer(x)))
-        return self.out(x)
-
-    def __call__(self, features: Array, agent: Array) -> Array:
-        """Touch every layer, so that one call shows all parameter shapes."""
-        return self.read(features, agent, self.token(features, agent, agent))
-
-
-def _reader(features: Array, agent: Array, agents: int, identity: bool) -> Array:
-    if not identity:
-        return features
-    return jnp.concatenate([features, jax.nn.one_hot(agent, agents)])

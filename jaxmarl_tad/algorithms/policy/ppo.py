@@ -43,7 +43,7 @@ from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.rollout import Actors, begin, keys, rollout
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.targets import lambda_returns
-from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
 
@@ -83,6 +83,9 @@ class Config:
     """Tables for finite games without memory, else multilayer perceptrons, unless given."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; the last is also the memory's."""
+    activation: Activation = "relu"
+    layer_norm: bool = True
+    """Whether a layer norm stands before and after every hidden layer, as in MAPPO's recipe."""
     initial_logits: Logits = 0.0
     """Added to a table's initial logits: ``[A]``, or ``[N, A]`` by agent."""
 
@@ -148,7 +151,13 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     # What the policy sees: its own row, one agent at a time.
     view, inputs = agent_inputs(config.network, spec, share.identity)
-    kind = {"kind": config.network, "hidden": config.hidden, "memory": config.memory}
+    kind = {
+        "kind": config.network,
+        "hidden": config.hidden,
+        "memory": config.memory,
+        "activation": config.activation,
+        "layer_norm": config.layer_norm,
+    }
     actor = network(inputs=inputs, outputs=spec.n_actions, gain=0.01, **kind)
     act_all = over_agents(actor.apply, share)
 

@@ -42,7 +42,7 @@ from jaxmarl_tad.replay import Replay
 from jaxmarl_tad.rollout import episodes, keys
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
 from jaxmarl_tad.targets import lambda_returns
-from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
 
@@ -94,6 +94,9 @@ class Config:
     """Tables for finite games without memory, else multilayer perceptrons, unless given."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; the last is also the memory's."""
+    activation: Activation = "relu"
+    layer_norm: bool = True
+    """Whether a layer norm stands before and after every hidden layer, as in MAPPO's recipe."""
 
     def __post_init__(self) -> None:
         """Refuse impossible sizes and ranges."""
@@ -182,6 +185,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         inputs=inputs,
         outputs=spec.n_actions,
         hidden=config.hidden,
+        activation=config.activation,
+        layer_norm=config.layer_norm,
         memory=config.memory,
         gain=0.01,
     )
