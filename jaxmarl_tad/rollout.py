@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
 from jaxmarl_tad.types import Key, Memory, Policy, State, Transition
 from tad_envs import Environment, Observation
@@ -65,6 +65,15 @@ def over_devices(tree: State) -> State:
         return tree
     spread = jax.sharding.PartitionSpec(ENVS)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spread), tree)
+
+
+def taken(tree: State, rows: Int[Array, "C E"]) -> State:
+    """Of leaves ``[T, E, ...]``, in each environment the given rows: ``[C, E, ...]``."""
+
+    def take(x: Array) -> Array:
+        return jnp.take_along_axis(x, rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=0)
+
+    return jax.tree.map(take, tree)
 
 
 class Episodes(NamedTuple):

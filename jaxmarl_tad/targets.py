@@ -10,9 +10,11 @@ estimate (Schulman et al. 2016, eq. 16). Double Q and Peng's Q(λ) are the same 
 V(next).
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from tad_envs import Real
 
@@ -44,6 +46,37 @@ def lambda_returns(
     # Beyond the last recorded step the best estimate of G is the value of what it led to.
     _, targets = jax.lax.scan(back, next_value[-1], (fixed, carried), reverse=True)
     return targets
+
+
+def next_values(
+    value: Float[Array, "T E ..."],
+    truncated: Bool[Array, "T E"],
+    look: Callable[[Int[Array, "C E"] | None], Float[Array, "C E ..."]],
+    horizon: int,
+) -> Float[Array, "T E ..."]:
+    """V(next_t): the value of the row after, or, where an episode was cut off, of what step t led to.
+
+    Looking at every ``next`` would double the work, and only cut-off steps and the last row need it.
+    A clock that runs out after ``horizon`` steps cuts at most ⌈T / horizon⌉ of T steps, so their
+    number is known beforehand. Behind a terminated step stands any finite number.
+
+    Args:
+        value: V of every row.
+        truncated: Where the clock ran out.
+        look: ``look(rows)`` is V of what the steps in ``rows`` led to, ``look(None)`` of all steps.
+        horizon: Least number of steps between two cuts of one environment.
+    """
+    steps = truncated.shape[0]
+    most = -(-steps // horizon) + 1
+    if 2 * most >= steps:
+        return look(None)
+    apart = truncated | (jnp.arange(steps) == steps - 1)[:, None]
+    number = jnp.cumsum(apart, axis=0)
+    rows = jnp.sum(number <= jnp.arange(most)[:, None, None], axis=1)  # of the k-th step apart
+    ahead = look(jnp.minimum(rows, steps - 1))
+    slot = jnp.maximum(number - 1, 0).reshape(apart.shape + (1,) * (value.ndim - 2))
+    following = jnp.concatenate([value[1:], value[-1:]])
+    return jnp.where(_spread(apart, value), jnp.take_along_axis(ahead, slot, axis=0), following)
 
 
 def _spread(x: Real | Array, like: Array) -> Array:

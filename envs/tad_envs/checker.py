@@ -208,7 +208,7 @@ def _check_ends(who: str, spec: Spec, step: TimeStep, steps: int) -> None:
         require(bool(ended.all()), f"{who}: an episode is longer than spec.horizon={spec.horizon}.")
         early = step.truncated[:, : spec.horizon - 1].any()
         require(
-            spec.terminates or not early,
+            not early,
             f"{who}: the clock ran out before spec.horizon={spec.horizon} steps.",
         )
 

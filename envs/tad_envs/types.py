@@ -53,7 +53,7 @@ class Spec(NamedTuple):
     obs_dim: int
     state_dim: int
     horizon: int
-    """The longest possible episode in environment steps."""
+    """The longest possible episode in environment steps; the clock runs out after these, not before."""
     n_actions: int = 0
     """Actions per agent (padded to the largest); 0 if actions are continuous."""
     action_dim: int = 0

@@ -1,12 +1,13 @@
 """Value targets against their definition, a slow loop in float64, rlax and closed forms."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmarl_tad.targets import lambda_returns
+from jaxmarl_tad.targets import lambda_returns, next_values
 
 T, E, N = 6, 6, 2  # as many environments as steps: an axis taken for another has the right size
 RETURNS = jax.jit(lambda_returns)
@@ -169,3 +170,38 @@ def test_value_of_a_constant_reward_survives_a_time_limit(lam):
     assert fixed_point(never, limit) == pytest.approx(10, rel=1e-4)
     if lam == 1:
         assert fixed_point(limit, never) == pytest.approx(1.87, rel=1e-4)
+
+
+# --- values of what steps led to --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("steps", "horizon"), [(128, 25), (40, 7), (25, 25), (30, 60), (3, 3), (4, 1)])
+def test_next_values_are_those_of_what_each_step_led_to(steps, horizon):
+    rng = np.random.default_rng(steps)
+    envs, agents = 5, 2
+    # Episodes of at most `horizon` steps, some of which end by themselves; clocks begin anywhere.
+    clock = rng.integers(0, horizon, envs)
+    terminated, truncated = np.zeros((2, steps, envs), bool)
+    for t in range(steps):
+        clock += 1
+        terminated[t] = (rng.random(envs) < 0.05) & (clock < horizon)
+        truncated[t] = clock == horizon
+        clock[terminated[t] | truncated[t]] = 0
+    led_to = rng.normal(size=(steps, envs, agents))
+    begins = rng.normal(size=(envs, agents))
+    value = np.zeros((steps, envs, agents))
+    for t in range(steps):
+        ended = terminated[t - 1] | truncated[t - 1] if t else np.ones(envs, bool)
+        fresh = begins if t == 0 else rng.normal(size=(envs, agents))
+        value[t] = np.where(ended[:, None], fresh, led_to[t - 1])
+    looked = []
+
+    def look(rows):
+        looked.append(rows)
+        x = jnp.asarray(led_to)
+        return x if rows is None else jnp.take_along_axis(x, rows[..., None], axis=0)
+
+    got = next_values(jnp.asarray(value), jnp.asarray(truncated), look, horizon)
+    matters = ~terminated[..., None]
+    np.testing.assert_allclose(np.where(matters, got, 0), np.where(matters, led_to, 0), rtol=1e-6)
+    assert (looked[0] is None) == (2 * (-(-steps // horizon) + 1) >= steps)

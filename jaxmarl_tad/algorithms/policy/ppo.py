@@ -40,9 +40,9 @@ from jaxmarl_tad.networks.net import (
 from jaxmarl_tad.networks.tables import Logits, biased, choices, legal_actions
 from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
 from jaxmarl_tad.optimise import adam, improve
-from jaxmarl_tad.rollout import Actors, begin, keys, rollout
+from jaxmarl_tad.rollout import Actors, begin, keys, rollout, taken
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
-from jaxmarl_tad.targets import lambda_returns
+from jaxmarl_tad.targets import lambda_returns, next_values
 from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
@@ -173,6 +173,7 @@ def make(config: Config, env: Environment) -> Algorithm:
     critic = network(inputs=critic_inputs, outputs=1, gain=first_gain, **kind)
     value_all = over_agents(critic.apply, critic_share)
     critics = spec.n_agents if local else 1
+    alike = local and not tabular  # policy and critic are fed the same, which is kept once
 
     def critic_start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (critics, 1)), critic.start())
@@ -219,7 +220,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         objective = clipped_surrogate(ratio, batch.advantage, config.clip)
         policy_loss = -masked_mean(objective, batch.alive) - config.entropy_coef * entropy
 
-        value, _ = values(params.critic, memory.critic, batch.critic_views, batch.first)
+        fed = batch.views if alike else batch.critic_views
+        value, _ = values(params.critic, memory.critic, fed, batch.first)
         error = clipped_value_loss(value, batch.value, batch.target, config.clip, config.huber_delta)
         value_loss = masked_mean(error, counted(batch.alive))
         report = {"entropy": entropy, "ratio": masked_mean(ratio, batch.alive)}
@@ -252,9 +254,15 @@ def make(config: Config, env: Environment) -> Algorithm:
         seen_critic_views = batched(critic_views)(seen.observation)
         critic = state.params.critic
         value, memories = values(critic, memory.critic, seen_critic_views, seen.first)
-        look_ahead = lambda m, o: value_all(critic, m, critic_views(o))[0][..., 0]  # noqa: E731
-        over = (0, 0) if jax.tree.leaves(memories) else (None, 0)
-        next_value = jax.vmap(jax.vmap(look_ahead, over), over)(memories, seen.next)
+
+        def look_ahead(rows: Any) -> Any:
+            """V of what the steps in ``rows [C, E]`` led to; of all steps if None."""
+            m, o = (memories, seen.next) if rows is None else taken((memories, seen.next), rows)
+            each = lambda m, o: value_all(critic, m, critic_views(o))[0][..., 0]  # noqa: E731
+            over = (0, 0) if jax.tree.leaves(m) else (None, 0)
+            return jax.vmap(jax.vmap(each, over), over)(m, o)
+
+        next_value = next_values(value, seen.truncated, look_ahead, spec.horizon)
         if local:
             # A dead agent's view is worth nothing: beyond its death the team's mean value stands in.
             living = seen.next.alive
@@ -273,8 +281,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         scale = update_scale(state.scale, target, counted(alive))
         advantage = jnp.broadcast_to(target - restored(state.scale, value), alive.shape)
         batch = Batch(
-            views=batched(views)(seen.observation),
-            critic_views=seen_critic_views,
+            views=seen_critic_views if alike else batched(views)(seen.observation),
+            critic_views=None if alike else seen_critic_views,
             legal=seen.observation.legal,
             alive=alive,
             action=seen.action,
