@@ -25,9 +25,10 @@ def init_scale() -> Scale:
 
 
 def update_scale(scale: Scale, x: Float[Array, "*batch"], mask: Bool[Array, "*batch"]) -> Scale:
-    """Take in a batch of targets."""
+    """Take in a batch of targets; one of which none counts changes nothing."""
     new = Scale(masked_mean(x, mask), masked_mean(x**2, mask), jnp.ones(()))
-    return Scale(*(old + _RATE * (value - old) for old, value in zip(scale, new, strict=True)))
+    rate = jnp.where(jnp.any(mask), _RATE, 0.0)
+    return Scale(*(old + rate * (value - old) for old, value in zip(scale, new, strict=True)))
 
 
 def _moments(scale: Scale) -> tuple[Array, Array]:

@@ -79,6 +79,18 @@ def next_values(
     return jnp.where(_spread(apart, value), jnp.take_along_axis(ahead, slot, axis=0), following)
 
 
+def beyond_death(
+    value: Float[Array, "*batch N"], alive: Bool[Array, "*batch N"]
+) -> Float[Array, "*batch N"]:
+    """Values of what follows, the living team's mean in the place of a dead agent's.
+
+    A dead agent's view says nothing, and it still earns what the team earns.
+    """
+    team = jnp.sum(jnp.where(alive, value, 0.0), -1, keepdims=True)
+    team = team / jnp.maximum(jnp.sum(alive, -1, keepdims=True), 1)
+    return jnp.where(alive, value, team)
+
+
 def _spread(x: Real | Array, like: Array) -> Array:
     """``x`` with trailing unit axes broadcast to the shape of ``like``."""
     x = jnp.asarray(x)

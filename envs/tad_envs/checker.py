@@ -191,6 +191,12 @@ def _check_observation(who: str, spec: Spec, seen: Observation) -> None:
         if spec.one_hot:
             ones = ((value == 1).sum(axis=-1) == 1) & ((value != 0).sum(axis=-1) == 1)
             require(bool(ones.all()), f"{who}: observation.{name} is not one-hot as spec.one_hot says.")
+    if spec.one_hot:  # tables of policies know one set of legal actions for each agent
+        every = seen.legal.reshape(-1, *seen.legal.shape[-2:])
+        require(
+            bool((every == every[0]).all()),
+            f"{who}: what is legal differs between states, which spec.one_hot rules out.",
+        )
     able = seen.legal.any(axis=-1) | ~seen.alive
     require(bool(able.all()), f"{who}: an agent that is alive has no legal action.")
 

@@ -51,6 +51,8 @@ class Broken(Hallway):
             return seen._replace(state=seen.state + 1)
         if self.fault == "legal":
             return seen._replace(legal=seen.legal & False)
+        if self.fault == "varying":
+            return seen._replace(legal=seen.legal.at[0, 0].set(seen.state[0] > 0))
         if self.fault == "nan":
             return seen._replace(agents=seen.agents / 0)
         if self.fault == "shape":
@@ -69,6 +71,8 @@ class Broken(Hallway):
             step = step._replace(reward=step.reward + 1)
         if self.fault == "both":
             step = step._replace(truncated=step.terminated)
+        if self.fault == "early":
+            step = step._replace(truncated=~step.terminated)
         if self.fault == "dtype":
             step = step._replace(reward=step.reward.astype(jnp.int32))
         if self.fault == "state":
@@ -85,6 +89,8 @@ class Broken(Hallway):
         ("clock", "spec.terminates is False"),
         ("one-hot", "not one-hot"),
         ("legal", "no legal action"),
+        ("varying", "what is legal differs between states"),
+        ("early", "the clock ran out before"),
         ("nan", "not finite"),
         ("shape", r"observation.state has shape \(1,\), expected \(2,\)"),
         ("distribution", "not a distribution"),

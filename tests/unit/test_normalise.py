@@ -1,11 +1,12 @@
 """Value normalisation against the published recursion in float64."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxmarl_tad import normalise
-from jaxmarl_tad.normalise import init_scale
+from jaxmarl_tad.normalise import init_scale, update_scale
 
 UPDATE = jax.jit(normalise.update_scale)
 normalised, restored = jax.jit(normalise.normalised), jax.jit(normalise.restored)
@@ -77,3 +78,9 @@ def test_shift_and_scale_of_rewards_leave_normalised_targets_alone():
     a = normalised(UPDATE(init_scale(), x, mask), x)
     b = normalised(UPDATE(init_scale(), there, mask), there)
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_batch_in_which_nothing_counts_changes_nothing():
+    scale = update_scale(init_scale(), jnp.asarray([3.0, 5.0]), jnp.ones(2, bool))
+    after = update_scale(scale, jnp.asarray([100.0, -100.0]), jnp.zeros(2, bool))
+    np.testing.assert_array_equal(np.asarray(after), np.asarray(scale))

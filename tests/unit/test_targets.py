@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxmarl_tad.targets import lambda_returns, next_values
+from jaxmarl_tad.targets import beyond_death, lambda_returns, next_values
 
 T, E, N = 6, 6, 2  # as many environments as steps: an axis taken for another has the right size
 RETURNS = jax.jit(lambda_returns)
@@ -205,3 +205,10 @@ def test_next_values_are_those_of_what_each_step_led_to(steps, horizon):
     matters = ~terminated[..., None]
     np.testing.assert_allclose(np.where(matters, got, 0), np.where(matters, led_to, 0), rtol=1e-6)
     assert (looked[0] is None) == (2 * (-(-steps // horizon) + 1) >= steps)
+
+
+def test_beyond_death_the_team_goes_on():
+    value = jnp.asarray([[1.0, 5.0, 100.0], [2.0, 3.0, 4.0], [7.0, 8.0, 9.0]])
+    alive = jnp.asarray([[True, True, False], [True, True, True], [False, False, False]])
+    expected = [[1.0, 5.0, 3.0], [2.0, 3.0, 4.0], [0.0, 0.0, 0.0]]
+    np.testing.assert_allclose(beyond_death(value, alive), expected)

@@ -42,7 +42,7 @@ from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, updat
 from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.rollout import Actors, begin, keys, rollout, taken
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
-from jaxmarl_tad.targets import lambda_returns, next_values
+from jaxmarl_tad.targets import beyond_death, lambda_returns, next_values
 from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
@@ -264,11 +264,7 @@ def make(config: Config, env: Environment) -> Algorithm:
 
         next_value = next_values(value, seen.truncated, look_ahead, spec.horizon)
         if local:
-            # A dead agent's view is worth nothing: beyond its death the team's mean value stands in.
-            living = seen.next.alive
-            team = jnp.sum(jnp.where(living, next_value, 0.0), -1, keepdims=True)
-            team = team / jnp.maximum(jnp.sum(living, -1, keepdims=True), 1)
-            next_value = jnp.where(living, next_value, team)
+            next_value = beyond_death(next_value, seen.next.alive)
         target = lambda_returns(
             seen.reward,
             restored(state.scale, next_value),

@@ -41,7 +41,7 @@ from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.replay import Replay
 from jaxmarl_tad.rollout import episodes, keys
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
-from jaxmarl_tad.targets import lambda_returns
+from jaxmarl_tad.targets import beyond_death, lambda_returns
 from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
@@ -225,9 +225,12 @@ def make(config: Config, env: Environment) -> Algorithm:
         q, delayed = utilities(params, batch), utilities(target, batch)
         now, ahead = seen(batch, slice(-1)), seen(batch, slice(1, None))
         following = best((q if config.double else delayed)[1:], ahead.legal)
+        next_value = total(target, delayed[1:], following, ahead.alive, ahead.state)
+        if config.mixer == "none":
+            next_value = beyond_death(next_value, ahead.alive)
         returns = lambda_returns(
             batch.reward,
-            total(target, delayed[1:], following, ahead.alive, ahead.state),
+            next_value,
             batch.terminated,
             batch.truncated,
             config.gamma,
