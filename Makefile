@@ -44,7 +44,7 @@ mutants: .venv/.ok ## Break the code on purpose; every break must fail a test
 	$(RUN) tests/mutants.py
 
 doctor: .venv/.ok ## What this machine offers, and whether jax can use it
-	@$(RUN) -c "$$DOCTOR"
+	@$(RUN) -m jaxmarl_tad doctor
 
 venv: .venv/.ok ## The environment alone
 
@@ -104,25 +104,3 @@ USABLE = import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (
 		$(RUN) -m pip install --quiet --no-compile --no-deps --no-build-isolation -e .; \
 	fi
 	@echo $(ACCEL) > .venv/.ok
-
-define DOCTOR
-import os, platform, shutil, sys, time
-import flax, jax, jax.numpy as jnp
-print(f"python   {platform.python_version()}  {sys.executable}")
-print(f"jax      {jax.__version__}   flax {flax.__version__}")
-print(f"machine  {os.cpu_count()} cores, {platform.system()} {platform.machine()}")
-print("devices ", ", ".join(f"{d.platform}:{d.id} {d.device_kind}" for d in jax.devices()))
-print("cache   ", jax.config.jax_compilation_cache_dir or "not set: programs are compiled anew")
-x = jnp.ones((1024, 1024))
-product = jax.jit(lambda x: x @ x)
-exact = bool((product(x) == 1024).all())
-start = time.perf_counter()
-for _ in range(20):
-    y = product(x)
-y.block_until_ready()
-speed = 20 * 2 * 1024**3 / (time.perf_counter() - start) / 1e9
-print(f"matmul   {'exact' if exact else 'WRONG'}, {speed:.0f} GFLOP/s")
-if jax.default_backend() == "cpu" and shutil.which("nvidia-smi"):
-    print("There is an NVIDIA GPU, but this jax runs on the CPU: ACCEL=cuda13 make venv")
-endef
-export DOCTOR
