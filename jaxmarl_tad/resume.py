@@ -41,6 +41,8 @@ def _with_job(path: str | os.PathLike[str], act: Callable[[Job], Trained]) -> Tr
         return act(again(recipe))
     known = read(recipe)
     there = pathlib.Path(known["teacher"])
+    beside = pathlib.Path(path).resolve().parent / there.name  # both may have moved
+    there = there if there.is_dir() or not beside.is_dir() else beside
     require(there.is_dir(), f"the teacher of {str(path)!r} is missing: there is no {str(there)!r}.")
     teacher = load(there)
     names = ("seed", "evaluations", "episodes", "prng")

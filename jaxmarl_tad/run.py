@@ -584,7 +584,7 @@ class _Record:
                 name=self.folder.name,
                 algorithm=self.job.name,
                 members=self.job.rows,
-                config=about["config"],
+                config=as_dict(self.job.config),
                 sweep=self.folder.name,
                 per_member=wandb_members,
             )

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxmarl_tad import folder, locks, words
-from jaxmarl_tad.cli import main
+from jaxmarl_tad import folder
+from jaxmarl_tad.cli import locks, main, words
 from jaxmarl_tad.run import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -186,7 +186,7 @@ def test_a_mistake_is_named_and_leaves_nothing(name, capsys, tmp_path):
 
 
 def test_an_error_below_the_library_is_not_taken_for_a_mistake(monkeypatch):
-    monkeypatch.setattr("jaxmarl_tad.listing.everything", lambda: np.zeros(2).reshape(3))
+    monkeypatch.setattr("jaxmarl_tad.cli.listing.everything", lambda: np.zeros(2).reshape(3))
     with pytest.raises(ValueError, match="reshape"):
         main(["list"])
 
@@ -449,8 +449,8 @@ def test_a_full_disk_is_told_in_a_line(monkeypatch, capsys):
 
 
 def test_doctor(capsys, monkeypatch):
-    monkeypatch.setattr("jaxmarl_tad.doctor._nvidia", lambda: True)
-    monkeypatch.setattr("jaxmarl_tad.doctor._speed", lambda: "exact")
+    monkeypatch.setattr("jaxmarl_tad.cli.doctor._nvidia", lambda: True)
+    monkeypatch.setattr("jaxmarl_tad.cli.doctor._speed", lambda: "exact")
     assert main(["doctor"]) == 0
     told = capsys.readouterr().out
     for name in ("python", "jax", "flax", "devices", "cache"):

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxmarl_tad import folder, report
-from jaxmarl_tad.words import write
+from jaxmarl_tad.cli.words import write
 from tad_envs import Environment, FiniteEnvironment, optimal, require
 
 _FEW_CELLS, _FEW_GAMES = 512, 8

@@ -4,8 +4,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jaxmarl_tad import report, words
+from jaxmarl_tad import report
 from jaxmarl_tad.algorithms import METHODS
+from jaxmarl_tad.cli import words
 from jaxmarl_tad.run import Job
 from tad_envs import Environment, environments, leaf_fields, make, nearest, require
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxmarl_tad.words import Words
+    from jaxmarl_tad.cli.words import Words
 
 _MOST_LINES = 4
 
@@ -64,9 +64,27 @@ def _command(words: list[str]) -> int:
     if "--help" in rest or "-h" in rest:
         print(_help(action))
         return 0
-    from jaxmarl_tad import words as grammar
+    from jaxmarl_tad.cli import words as grammar
 
-    return action(grammar.split(rest, flags))
+    asked = grammar.split(rest, flags)
+    if "--distributed" in asked.flags:
+        _join(asked.flags["--distributed"])
+    return action(asked)
+
+
+def _join(place: str) -> None:
+    """Become one of the processes of a job that is spread over hosts."""
+    import jax
+
+    parts = place.split(",") if place else []
+    if len(parts) not in (0, 3) or not all(part.isdigit() for part in parts[1:]):
+        raise ValueError(f"--distributed={place} is not valid; expected HOST:PORT,PROCESSES,NUMBER.")
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    given: Any = (parts[0], int(parts[1]), int(parts[2])) if parts else ()
+    try:
+        jax.distributed.initialize(*given)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"the processes do not find one another: {error}") from error
 
 
 def _unknown(name: str) -> str:
@@ -93,7 +111,7 @@ def list_(words: "Words") -> int:
     a method or an environment: its fields, their types and defaults, and what a sweep over each does.
     With a part of names: the environments that have it.
     """
-    from jaxmarl_tad import listing
+    from jaxmarl_tad.cli import listing
 
     _no_keys(words, "list")
     _at_most(words, 1, "list")
@@ -126,11 +144,13 @@ def run(words: "Words") -> int:
       --plan             print programs, members and steps; run nothing
       --plan=memory      also compile the largest program and tell its memory
       --shard i/n        do only every n-th program from the i-th on; all n share `out`
+      --distributed      one of the processes of a job over several hosts, which SLURM, MPI or a Cloud
+                         TPU tell of; or --distributed=HOST:PORT,PROCESSES,NUMBER
       pipeline METHOD    train a teacher, then distil it: `out`/teacher and `out`/students; keys of
                          the distillation are written distill.KEY
     """
-    from jaxmarl_tad import locks, work
-    from jaxmarl_tad import words as grammar
+    from jaxmarl_tad.cli import locks, work
+    from jaxmarl_tad.cli import words as grammar
 
     pipeline = words.names[:1] == ["pipeline"]
     asked = words._replace(names=words.names[1:]) if pipeline else words
@@ -141,7 +161,7 @@ def run(words: "Words") -> int:
     mine = locks.shard(programs, words.flags.get("--shard"))
     jobs = [(program.name, work.prepared(program)) for program in mine]
     if "--plan" in words.flags:
-        from jaxmarl_tad import listing
+        from jaxmarl_tad.cli import listing
 
         print(listing.plan(jobs, lessons[0], words.flags["--plan"]))
         return 0
@@ -159,13 +179,13 @@ def run(words: "Words") -> int:
 
 
 def resume(words: "Words") -> int:
-    """tad resume DIR [--shard i/n] [save_seconds=...] [shard_over=...] [wandb=...].
+    """tad resume DIR [--shard i/n] [--distributed] [save_seconds=...] [shard_over=...] [wandb=...].
 
     Go on with the run in DIR from its newest checkpoint, or with all runs of a folder of several. What
     is finished is left alone.
     """
-    from jaxmarl_tad import words as grammar
-    from jaxmarl_tad import work
+    from jaxmarl_tad.cli import words as grammar
+    from jaxmarl_tad.cli import work
 
     there = _one_folder(words, "resume")
     grammar.check_keys(words.pairs, set(grammar.DRIVING) - {"out"}, "tad resume")
@@ -183,8 +203,8 @@ def eval_(words: "Words") -> int:
     Act greedily on so many whole episodes with every member of a run, or of all runs of a folder,
     where it was trained or in another environment of the same sizes. Writes nothing.
     """
-    from jaxmarl_tad import outcomes, work
-    from jaxmarl_tad import words as grammar
+    from jaxmarl_tad.cli import outcomes, work
+    from jaxmarl_tad.cli import words as grammar
 
     hints = {"episodes": int, "seed": int, "env": str}
     there = _one_folder(words, "eval")
@@ -204,8 +224,9 @@ def distill(words: "Words") -> int:
     (`tad list distill`), seed, evaluations, episodes, prng, env, out, shard_over and save_seconds.
     Several values of a key make several runs, `out`/NAME.
     """
-    from jaxmarl_tad import folder, work
-    from jaxmarl_tad import words as grammar
+    from jaxmarl_tad import folder
+    from jaxmarl_tad.cli import words as grammar
+    from jaxmarl_tad.cli import work
 
     there = _one_folder(words, "distill")
     folder.about(there)
@@ -225,8 +246,8 @@ def plot(words: "Words") -> int:
     Learning curves of all runs in the folders: one panel per environment, one line with its bootstrap
     interval per setting; as PNG and CSV in DIR/figures, or in figures/ for several folders.
     """
-    from jaxmarl_tad import outcomes
-    from jaxmarl_tad import words as grammar
+    from jaxmarl_tad.cli import outcomes
+    from jaxmarl_tad.cli import words as grammar
 
     if not words.names:
         raise ValueError("tad plot needs a folder: tad plot DIR.")
@@ -246,7 +267,7 @@ def export(words: "Words") -> int:
     can be used without this package.
     """
     import jaxmarl_tad as jt
-    from jaxmarl_tad import words as grammar
+    from jaxmarl_tad.cli import words as grammar
 
     there = _one_folder(words, "export")
     grammar.check_keys(words.pairs, ["member", "path", "formats"], "tad export")
@@ -266,7 +287,7 @@ def doctor(words: "Words") -> int:
 
     Versions, devices, the cache of compiled programs, and how fast this machine multiplies.
     """
-    from jaxmarl_tad import doctor as here
+    from jaxmarl_tad.cli import doctor as here
 
     _no_keys(words, "doctor")
     _at_most(words, 0, "doctor")
@@ -276,8 +297,8 @@ def doctor(words: "Words") -> int:
 
 _COMMANDS: dict[str, tuple[Callable[..., int], dict[str, bool]]] = {
     "list": (list_, {}),
-    "run": (run, {"--plan": False, "--shard": True}),
-    "resume": (resume, {"--shard": True}),
+    "run": (run, {"--plan": False, "--shard": True, "--distributed": False}),
+    "resume": (resume, {"--shard": True, "--distributed": False}),
     "eval": (eval_, {}),
     "distill": (distill, {}),
     "plot": (plot, {}),

@@ -5,6 +5,7 @@ a folder, which is looked at before anything is written: what it holds is finish
 another run's, which is refused.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,9 +13,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxmarl_tad import folder, locks, outcomes
+from jaxmarl_tad import folder
+from jaxmarl_tad.cli import locks, outcomes
+from jaxmarl_tad.cli.words import Lesson, Program, Words, file_name
 from jaxmarl_tad.run import Job, Trained, evaluate, execute, prepare, written
-from jaxmarl_tad.words import Lesson, Program, Words, file_name
 from tad_envs import make, require
 
 _COMMAND = "command.json"
@@ -76,7 +78,7 @@ def _teaching(teacher: str, lesson: Lesson, place: str, driving: dict[str, Any])
 
     def expected(out: pathlib.Path) -> tuple[str, dict[str, Any]]:
         own = {key: value for key, value in fields.items() if key not in LESSON}
-        recipe = {"stage": "distill", "teacher": str((out / teacher).resolve()), "env": game}
+        recipe = {"stage": "distill", "env": game}
         common = {key: fields.get(key, default) for key, default in LESSON.items()}
         return "recipe", written(recipe | {"fields": own} | common)
 
@@ -143,13 +145,20 @@ def _follow(tasks: Sequence[Task], out: pathlib.Path, finished: dict[str, bool])
             print(f"{_shown(path)} is finished", file=sys.stderr)
             continue
         try:
-            with locks.held(path):
+            with locks.held(path) if _first() else contextlib.nullcontext():
                 if not _finished(path, task, out):  # nor by another process since it was looked at
                     task.do(pathlib.Path(_shown(path)), None)
         except locks.Busy as error:
             print(f"tad: {error}; left to it", file=sys.stderr)
             return False
     return True
+
+
+def _first() -> bool:
+    """Whether this is the process that writes files, of those of a job over several hosts."""
+    import jax
+
+    return jax.process_index() == 0
 
 
 def _finished(path: pathlib.Path, task: Task, out: pathlib.Path) -> bool:
@@ -169,7 +178,7 @@ def _finished(path: pathlib.Path, task: Task, out: pathlib.Path) -> bool:
 
 def _conclude(there: Sequence[pathlib.Path], out: pathlib.Path, *, new: bool, busy: int) -> int:
     found = [outcomes.read(path) for path in there if (path / folder.METRICS).exists()]
-    if found:
+    if found and _first():
         print(outcomes.table(found))
         figure = out / folder.FIGURES / "learning_curves.png"
         if new or not figure.exists():
