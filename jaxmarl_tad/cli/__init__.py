@@ -282,16 +282,16 @@ def export(words: "Words") -> int:
     return 0
 
 
-def doctor(words: "Words") -> int:
+def doctor_(words: "Words") -> int:
     """tad doctor.
 
     Versions, devices, the cache of compiled programs, and how fast this machine multiplies.
     """
-    from jaxmarl_tad.cli import doctor as here
+    from jaxmarl_tad.cli import doctor
 
     _no_keys(words, "doctor")
     _at_most(words, 0, "doctor")
-    print(here.examine())
+    print(doctor.examine())
     return 0
 
 
@@ -303,7 +303,7 @@ _COMMANDS: dict[str, tuple[Callable[..., int], dict[str, bool]]] = {
     "distill": (distill, {}),
     "plot": (plot, {}),
     "export": (export, {}),
-    "doctor": (doctor, {}),
+    "doctor": (doctor_, {}),
 }
 """What each command does, and its options: whether each needs a value."""
 
