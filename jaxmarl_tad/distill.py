@@ -155,6 +155,7 @@ def distill(
 
 def students(
     teacher: Trained | Policy,
+    /,
     env: Game | None = None,
     *,
     config: Config | None = None,
