@@ -52,7 +52,9 @@ def log_probability(
     log_probs: Float[Array, "*batch A"], action: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """Log-probability of the actions that were taken."""
-    return jnp.take_along_axis(log_probs, action[..., None], axis=-1)[..., 0]
+    # By comparison rather than by a gather, whose gradient would be a scatter.
+    taken = jnp.arange(log_probs.shape[-1]) == action[..., None]
+    return jnp.sum(jnp.where(taken, log_probs, 0.0), axis=-1)
 
 
 def entropy(log_probs: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Int
 
 from jaxmarl_tad.types import Key, Params
@@ -24,11 +25,17 @@ def adam(max_grad_norm: Real, eps: float = 1e-5) -> Optimiser:
 
     chain = optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.scale_by_adam(eps=eps))  # type: ignore[arg-type]
 
-    def update(gradient: Params, state: Any, params: Params, lr: Real) -> tuple[Params, Any]:
-        direction, state = chain.update(gradient, state)
-        return jax.tree.map(lambda p, d: p - lr * d, params, direction), state
+    # All parameters as one vector: a kernel for everything instead of one for each layer's weights.
+    def init(params: Params) -> Any:
+        return chain.init(ravel_pytree(params)[0])
 
-    return Optimiser(chain.init, update)
+    def update(gradient: Params, state: Any, params: Params, lr: Real) -> tuple[Params, Any]:
+        vector, shaped = ravel_pytree(gradient)
+        direction: Any
+        direction, state = chain.update(vector, state)
+        return jax.tree.map(lambda p, d: p - lr * d, params, shaped(direction)), state
+
+    return Optimiser(init, update)
 
 
 def epochs(

@@ -291,7 +291,7 @@ def test_a_killed_run_goes_on_bit_for_bit(long, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(1, 20))
+@pytest.mark.parametrize("number", range(1, 21))
 @pytest.mark.parametrize("method", ["ippo", "qmix"])
 def test_killed_at_twenty_moments(long, tmp_path, method, number):
     kill_at_random(method, tmp_path, number)
