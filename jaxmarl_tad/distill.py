@@ -15,6 +15,7 @@ lets the student act in a growing share of steps while the teacher still labels 
 """
 
 import dataclasses
+import functools
 import os
 from typing import Any, Literal, NamedTuple
 
@@ -41,7 +42,7 @@ from jaxmarl_tad.run import (
     execute,
     same_sizes,
 )
-from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
+from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
 from jaxmarl_tad.sweep import Make, Member
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
@@ -324,7 +325,7 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
         memory=config.memory,
         gain=0.01,
     )
-    act_all = over_agents(actor.apply, share)
+    act_all, act_rows = over_agents(actor.apply, share), over_rows(actor.apply, share)
 
     def start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), actor.start())
@@ -335,9 +336,8 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
     optimiser = adam(config.max_grad_norm)
 
     def loss(params: Params, batch: Batch, memory: Memory) -> tuple[Any, Metrics]:
-        logits, _ = unroll(
-            lambda m, x: act_all(params.actor, m, x), start(), memory, batch.views, batch.first
-        )
+        one, many = (functools.partial(f, params.actor) for f in (act_all, act_rows))
+        logits, _ = unroll(one, start(), memory, batch.views, batch.first, many)
         log_probs = distributions.log_probabilities(logits, batch.legal)
         chosen = distributions.log_probability(log_probs, batch.label)  # log π_i(a_i | τ_i)
         kl = distributions.kl(batch.log_target, log_probs) if soft else -chosen

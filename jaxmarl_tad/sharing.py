@@ -65,3 +65,25 @@ def over_agents(function: Callable, share: Sharing) -> Callable:
         return jax.vmap(function)(stacked, *rows)
 
     return lifted
+
+
+def over_rows(function: Callable, share: Sharing) -> Callable:
+    """The same as :func:`over_agents`, for learning: on leaves ``[*lead, N, ...]`` at once.
+
+    ``lifted(params, memory, x, axes)`` with ``axes`` leading axes. A network that all agents share is
+    applied to one matrix of rows, which takes two thirds of the time of nested ``vmap``; it must treat
+    its rows alike, as layers do. What acts is lifted by :func:`over_agents`.
+    """
+
+    def lifted(params: Params, memory: Any, x: Any, axes: int) -> Any:
+        if share.sets > 1:
+            nested = over_agents(function, share)
+            for _ in range(axes):
+                nested = jax.vmap(nested, in_axes=(None, 0, 0))
+            return nested(params, memory, x)
+        lead = jax.tree.leaves(x)[0].shape[: axes + 1]
+        own = jax.tree.map(lambda p: p[0], params)
+        rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[axes + 1 :]), (memory, x))
+        return jax.tree.map(lambda y: y.reshape(*lead, *y.shape[1:]), function(own, *rows))
+
+    return lifted

@@ -123,14 +123,19 @@ def unroll(
     memory: Memory,
     xs: Any,
     first: Bool[Array, "T E"],
+    together: Callable[[Memory, Any, int], tuple[Any, Memory]] | None = None,
 ) -> tuple[Any, Memory]:
     """Apply a network along recorded time as it was applied while acting.
 
     ``xs`` has leaves ``[T, E, ...]``, ``memory`` ``[E, ...]`` is what was remembered before the first
     step, ``start`` what an episode starts with. Returns outputs and the memories after each step,
-    both ``[T, E, ...]``. Memoryless networks are applied to all steps at once.
+    both ``[T, E, ...]``. Memoryless networks are applied to all steps at once. ``apply`` is for one
+    step of one environment; ``together(memory, x, axes)``, if given, does the same for leaves with
+    that many leading axes.
     """
     if not jax.tree.leaves(start):
+        if together is not None:
+            return together(start, xs, 2)[0], start
         outputs, _ = jax.vmap(jax.vmap(lambda x: apply(start, x)))(xs)
         return outputs, start
 
@@ -141,7 +146,7 @@ def unroll(
             memory,
             jax.tree.map(lambda s: jnp.broadcast_to(s, (first.shape[0], *s.shape)), start),
         )
-        output, memory = jax.vmap(apply)(memory, x)
+        output, memory = together(memory, x, 1) if together else jax.vmap(apply)(memory, x)
         return memory, (output, memory)
 
     _, (outputs, memories) = jax.lax.scan(step, memory, (xs, first))

@@ -15,6 +15,7 @@ MAPPO's recipe in that truncated episodes bootstrap from their true final observ
 minibatches are drawn over environments.
 """
 
+import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -41,7 +42,7 @@ from jaxmarl_tad.networks.tables import Logits, biased, choices, legal_actions
 from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
 from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.rollout import Actors, begin, keys, rollout, taken
-from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
+from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
 from jaxmarl_tad.targets import beyond_death, lambda_returns, next_values
 from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
@@ -159,7 +160,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         "layer_norm": config.layer_norm,
     }
     actor = network(inputs=inputs, outputs=spec.n_actions, gain=0.01, **kind)
-    act_all = over_agents(actor.apply, share)
+    act_all, act_rows = over_agents(actor.apply, share), over_rows(actor.apply, share)
 
     def actor_start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), actor.start())
@@ -172,6 +173,7 @@ def make(config: Config, env: Environment) -> Algorithm:
     critic_inputs = inputs if local else state_inputs_
     critic = network(inputs=critic_inputs, outputs=1, gain=first_gain, **kind)
     value_all = over_agents(critic.apply, critic_share)
+    value_rows = over_rows(critic.apply, critic_share)
     critics = spec.n_agents if local else 1
     alike = local and not tabular  # policy and critic are fed the same, which is kept once
 
@@ -197,9 +199,8 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     def values(params: Any, memory: Memory, views: Any, first: Any) -> tuple[Any, Memory]:
         """V of every critic ``[T, E, N or 1]`` and the memories after each step."""
-        value, memories = unroll(
-            lambda m, x: value_all(params, m, x), critic_start(), memory, views, first
-        )
+        one, many = (functools.partial(f, params) for f in (value_all, value_rows))
+        value, memories = unroll(one, critic_start(), memory, views, first, many)
         return value[..., 0], memories
 
     def decide(params: Any, memory: Memory, batch: Batch) -> tuple[Any, Any]:
@@ -207,9 +208,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         if tabular:
             table = choices(params, share, legal)
             return table.taken(agents, batch.views, batch.action, batch.alive)
-        logits, _ = unroll(
-            lambda m, x: act_all(params, m, x), actor_start(), memory, batch.views, batch.first
-        )
+        one, many = (functools.partial(f, params) for f in (act_all, act_rows))
+        logits, _ = unroll(one, actor_start(), memory, batch.views, batch.first, many)
         log_probs = distributions.log_probabilities(logits, batch.legal)
         log_prob = distributions.log_probability(log_probs, batch.action)
         return log_prob, masked_mean(distributions.entropy(log_probs), batch.alive)
@@ -258,9 +258,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         def look_ahead(rows: Any) -> Any:
             """V of what the steps in ``rows [C, E]`` led to; of all steps if None."""
             m, o = (memories, seen.next) if rows is None else taken((memories, seen.next), rows)
-            each = lambda m, o: value_all(critic, m, critic_views(o))[0][..., 0]  # noqa: E731
-            over = (0, 0) if jax.tree.leaves(m) else (None, 0)
-            return jax.vmap(jax.vmap(each, over), over)(m, o)
+            return value_rows(critic, m, batched(critic_views)(o), 2)[0][..., 0]
 
         next_value = next_values(value, seen.truncated, look_ahead, spec.horizon)
         if local:

@@ -18,6 +18,7 @@ By default ε is 1 throughout, so that everything is learned from random play: w
 game is a property of the mixer and not of the exploration.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ from jaxmarl_tad.networks.net import (
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.replay import Replay
 from jaxmarl_tad.rollout import episodes, keys
-from jaxmarl_tad.sharing import Mode, init_sets, over_agents, sharing
+from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
 from jaxmarl_tad.targets import beyond_death, lambda_returns
 from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
@@ -190,7 +191,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         memory=config.memory,
         gain=0.01,
     )
-    act_all = over_agents(agent.apply, share)
+    act_all, act_rows = over_agents(agent.apply, share), over_rows(agent.apply, share)
     mixing = mixer(config.mixer, config.network, spec, embed=config.embed, hidden=config.hyper)
     optimiser = adam(config.max_grad_norm)
 
@@ -205,8 +206,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         rows, episodes = batch.alive.shape[:2]
         memory = jax.tree.map(lambda m: jnp.broadcast_to(m, (episodes, *m.shape)), start())
         first = jnp.broadcast_to(jnp.arange(rows)[:, None] == 0, (rows, episodes))
-        apply = lambda m, x: act_all(params.agents, m, x)  # noqa: E731
-        return unroll(apply, start(), memory, batch.views, first)[0]
+        one, many = (functools.partial(f, params.agents) for f in (act_all, act_rows))
+        return unroll(one, start(), memory, batch.views, first, many)[0]
 
     def seen(batch: Record, rows: slice) -> Record:
         """What was seen in these rows."""
