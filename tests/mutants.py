@@ -122,7 +122,7 @@ MUTANTS = [
     Mutant(
         "memory is reset one step late",
         "jaxmarl_tad/rollout.py",
-        "return Actors(env_state, observation, actors.memory, ended), transition",
+        "return over_devices(Actors(env_state, observation, actors.memory, ended)), transition",
         "return Actors(env_state, observation, actors.memory, actors.first), transition",
         f"{COMPILED} -k rollout_equals_and_iql",
     ),
@@ -136,10 +136,24 @@ MUTANTS = [
     Mutant(
         "the final observation is the next episode's",
         "jaxmarl_tad/rollout.py",
-        "return Actors(env_state, observation, actors.memory, ended), transition",
+        "return over_devices(Actors(env_state, observation, actors.memory, ended)), transition",
         "transition = transition._replace(next=observation)\n"
-        "        return Actors(env_state, observation, actors.memory, ended), transition",
+        "        return over_devices(Actors(env_state, observation, actors.memory, ended)), transition",
         "tests/unit -k rollout",
+    ),
+    Mutant(
+        "the critic does not look ahead where the clock ran out",
+        "jaxmarl_tad/targets.py",
+        "apart = truncated | (jnp.arange(steps) == steps - 1)[:, None]",
+        "apart = (truncated & False) | (jnp.arange(steps) == steps - 1)[:, None]",
+        "tests/unit/test_targets.py",
+    ),
+    Mutant(
+        "a damaged checkpoint is read as it is",
+        "jaxmarl_tad/checkpoint.py",
+        "            if written.get(name) != found.get(name):",
+        "            if False:",
+        "tests/test_resume.py -k flipped",
     ),
     Mutant(
         "the prefix holds those who choose later",
