@@ -1,12 +1,14 @@
 """IPPO, MAPPO, VDN and QMIX on two multi-particle games, against EPyMARL's published table.
 
-    python experiments/mpe.py                        # everything, about 50 CPU-minutes
+    python experiments/mpe.py                        # everything, about 35 CPU-minutes
     METHODS=ippo,vdn STEPS=300000 python experiments/mpe.py
-    GAMES=spread SEEDS=4 python experiments/mpe.py
+    GAMES=spread SEEDS=2 python experiments/mpe.py
 
-Returns are in EPyMARL's scale, and the particles move by its integrator. ``span`` is the share of the
-way from random play to the published value (Papoudakis et al. 2021: 20 M steps on-policy, 2 M
-off-policy) that the mean over seeds has gone at our budget. Expected: at least 0.85.
+Returns are in EPyMARL's scale, and the particles move by its integrator. ``ours`` is the mean over
+seeds of the last policy, acting greedily in fresh episodes, between the ``worst`` and the ``best``
+seed; ``peak`` is the best of ten evaluations of that mean, which is how the published values were
+taken (Papoudakis et al. 2021: 20 M steps on-policy, 2 M off-policy). ``span`` is the share of the way
+from random play to the published value that ``ours`` has gone. Expected: at least 0.85.
 
 Table, CSV and learning curves go to ``runs/mpe``; every run can be resumed.
 """
@@ -23,7 +25,11 @@ from jaxmarl_tad import report
 
 OUT = pathlib.Path(os.environ.get("OUT", "runs/mpe"))
 STEPS = int(os.environ.get("STEPS", "1000000"))
-SEEDS = int(os.environ.get("SEEDS", "2"))
+SEEDS = int(os.environ.get("SEEDS", "4"))
+FIRST_SEED = 100
+"""The settings below were chosen by runs of seeds 0 and 1; what is reported comes from others."""
+EPISODES = 1024
+"""Of the final evaluation."""
 METHODS = os.environ.get("METHODS", "ippo,mappo,vdn,qmix").split(",")
 GAMES = os.environ.get("GAMES", "spread,speaker_listener").split(",")
 
@@ -67,14 +73,14 @@ def main() -> None:
     for game in GAMES:
         env = jt.make(f"mpe/{game}", integrator="openai")
         scale = lambda returns, env=env: np.asarray(env.to_scale(returns, "epymarl"))  # noqa: E731
-        worst = float(scale(random_return(env)))
+        chance = float(scale(random_return(env)))
         for method in METHODS:
             settings = dict(SETTINGS[method])
             settings.setdefault("gamma", GAMMA[game])
             run = jt.run(
                 method,
                 env,
-                seeds=SEEDS,
+                seeds=list(range(FIRST_SEED, FIRST_SEED + SEEDS)),
                 total_steps=STEPS,
                 evaluations=10,
                 episodes=100,
@@ -83,17 +89,21 @@ def main() -> None:
             )
             returns = scale(run.curves["return"])
             curves.setdefault(game, {})[method] = (run.steps, returns)
-            final, published = returns[:, -1].mean(), PUBLISHED[game][method]
+            final = scale(jt.evaluate(run, env, episodes=EPISODES)["return"])
+            published = PUBLISHED[game][method]
             rows.append(
                 {
                     "game": game,
                     "method": method,
                     "seeds": SEEDS,
                     "steps": int(run.steps[-1]),
-                    "random": round(worst, 1),
-                    "ours": round(float(final), 1),
+                    "random": round(chance, 1),
+                    "ours": round(float(final.mean()), 1),
+                    "worst": round(float(final.min()), 1),
+                    "best": round(float(final.max()), 1),
+                    "peak": round(float(returns.mean(axis=0).max()), 1),
                     "published": published,
-                    "span": round(float((final - worst) / (published - worst)), 3),
+                    "span": round(float((final.mean() - chance) / (published - chance)), 3),
                     "run_s": round(run.timing.get("run_s", 0.0)),
                 }
             )
