@@ -226,6 +226,9 @@ def slow_loss(batch, params, target, kind, gamma, lam, double):
             ahead = slow_value(
                 kind, target.mixer, table(target, t + 1), chosen, e.alive[t + 1], e.state_at(t + 1)
             )
+            living = e.alive[t + 1]
+            if kind == "none" and living.any():  # a dead agent earns what the team earns
+                ahead = np.where(living, ahead, ahead[living].mean())
             if e.terminated[t]:
                 beyond[t] = e.reward[t] + 0.0 * ahead
             elif e.truncated[t]:
