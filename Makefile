@@ -6,6 +6,7 @@ INSTALLED := $(shell cat .venv/.ok 2>/dev/null)
 ACCEL ?= $(or $(INSTALLED),cpu)
 LOCK := requirements$(if $(filter-out cpu,$(ACCEL)),-$(ACCEL)).lock
 RUN := .venv/bin/python
+JOBS ?= 2
 
 # uv reads no pip.conf and brings its own certificates; let it trust what the machine trusts.
 export UV_SYSTEM_CERTS := true
@@ -25,8 +26,8 @@ help: ## This list
 didactic: .venv/.ok ## Train on the games with known optima and draw what each method found (ALL=1: every method)
 	ALL=$(ALL) $(RUN) experiments/didactic.py
 
-test: .venv/.ok ## Fast tests
-	$(RUN) -m pytest -q -m "not slow" $(ARGS)
+test: .venv/.ok ## Fast tests, in two processes (JOBS=n: in n)
+	$(RUN) -m pytest -q -m "not slow" -n $(JOBS) --dist loadfile $(ARGS)
 
 learn: .venv/.ok ## Longer learning tests
 	$(RUN) -m pytest -q -m slow $(ARGS)

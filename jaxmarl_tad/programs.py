@@ -6,6 +6,7 @@ kept as well, under a name that is a digest of everything it was made from: the 
 packages, the versions, the device, JAX's settings, and the program's static part and shapes.
 """
 
+import collections
 import contextlib
 import functools
 import hashlib
@@ -25,7 +26,10 @@ from jax.sharding import Mesh, NamedSharding
 
 import tad_envs
 
-_COMPILED: dict[Any, "Program"] = {}
+_COMPILED: collections.OrderedDict[Any, "Program"] = collections.OrderedDict()
+_MOST_COMPILED = 48
+"""The longest unused program is let go beyond this. On a CPU each takes hundreds of memory maps, of
+which Linux gives a process 65,530; XLA ends with a segmentation fault when they are used up."""
 _HITS: list[str] = []
 """One entry for each program that JAX's compilation cache has returned."""
 _LARGEST_FOLDER = 512 * 2**20
@@ -72,6 +76,7 @@ def compiled(
     where = "" if mesh is None else f"{mesh} {mesh.devices.tolist()} {outputs}"
     key = (function, static, donate, jax.tree.structure(given), f"{texts} {where}")
     if key in _COMPILED:
+        _COMPILED.move_to_end(key)
         return _COMPILED[key], False
     folder = use_compilation_cache()
     file = None if folder is None else _file(folder, key)
@@ -82,6 +87,8 @@ def compiled(
         if file is not None and len(_HITS) == hits:
             _store(file, program)  # what JAX's cache returns lacks the machine code to keep
     _COMPILED[key] = program
+    if len(_COMPILED) > _MOST_COMPILED:
+        _COMPILED.popitem(last=False)
     return program, True
 
 

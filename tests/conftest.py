@@ -1,10 +1,14 @@
 """Settings that every test shares: compiled programs are kept, figures need no screen."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
 import jax
+import pytest
+
+from jaxmarl_tad import programs
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 
@@ -25,3 +29,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 hypothesis.settings.register_profile("repeatable", deadline=None, derandomize=True, database=None)
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs() -> Iterator[None]:
+    """What a module compiled goes with it; a process has only so many memory maps for programs."""
+    yield
+    programs._COMPILED.clear()
+    jax.clear_caches()

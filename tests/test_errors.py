@@ -198,13 +198,13 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 told = {}
 for name, written in json.load(sys.stdin).items():
-    before = len(programs._COMPILED), len(compiled)
+    before = set(programs._COMPILED), len(compiled)
     try:
         eval(written)
         kind, text = None, ""
     except Exception as error:
         kind, text = type(error).__name__, str(error)
-    told[name] = kind, text, [len(programs._COMPILED) - before[0], len(compiled) - before[1]]
+    told[name] = kind, text, [len(set(programs._COMPILED) - before[0]), len(compiled) - before[1]]
 print(json.dumps(told))
 """
 
