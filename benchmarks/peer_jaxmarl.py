@@ -87,7 +87,8 @@ def about(*packages: str) -> dict[str, Any]:
     import jax
 
     versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", *packages)}
-    return {"backend": jax.default_backend(), "versions": versions}
+    device = jax.devices()[0].device_kind
+    return {"backend": jax.default_backend(), "device": device, "versions": versions}
 
 
 # --- the peer ---------------------------------------------------------------------------------------

@@ -90,22 +90,28 @@ def improve(
     a part of the environments with their whole recorded time, so that memories unroll as they were
     collected. Returns parts, optimiser states and the mean report.
     """
+    # A loop carries one vector per part: every leaf that it carries costs kernels to compile.
+    vectors, shaped = zip(*map(ravel_pytree, params), strict=True)
+
+    def parts(vectors: tuple[Array, ...]) -> Any:
+        return type(params)(*(shape(v) for shape, v in zip(shaped, vectors, strict=True)))
 
     def update(carry: tuple[Any, Any], rows: Array | None) -> tuple[tuple[Any, Any], Any]:
-        params, states = carry
+        vectors, states = carry
         part, part_memory = _rows(batch, rows, axis=1), _rows(memory, rows, axis=0)
-        gradient, report = jax.grad(loss, has_aux=True)(params, part, part_memory)
+        descent = jax.grad(lambda v: loss(parts(v), part, part_memory), has_aux=True)
+        slopes, report = descent(vectors)
         stepped = [
-            optimiser.update(g, s, p, lr) for g, s, p in zip(gradient, states, params, strict=True)
+            optimiser.update(g, s, v, lr) for g, s, v in zip(slopes, states, vectors, strict=True)
         ]
-        new_params, new_states = zip(*stepped, strict=True)
-        return (type(params)(*new_params), type(states)(*new_states)), report
+        vectors, new_states = zip(*stepped, strict=True)
+        return (vectors, type(states)(*new_states)), report
 
     size = jax.tree.leaves(batch)[0].shape[1]
-    (params, states), report = epochs(
-        update, (params, states), key, count=count, minibatches=minibatches, size=size
+    (vectors, states), report = epochs(
+        update, (vectors, states), key, count=count, minibatches=minibatches, size=size
     )
-    return params, states, report
+    return parts(vectors), states, report
 
 
 def _rows(tree: Any, rows: Int[Array, "B"] | None, axis: int) -> Any:

@@ -58,6 +58,7 @@ def compiled(
     donate: tuple[int, ...] = (),
     mesh: Mesh | None = None,
     outputs: Any = None,
+    once: bool = False,
 ) -> tuple[Program, bool]:
     """``function(static, *arguments)`` compiled for shapes, and whether it is new to this process.
 
@@ -70,11 +71,12 @@ def compiled(
         donate: Numbers of the arguments whose buffers the result may reuse.
         mesh: The devices it runs on, if more than one; arguments then lie on them as they are given.
         outputs: A tree, or a prefix of one, of shardings of the results.
+        once: Whether it runs but once, so that compiling it fast matters more than running it fast.
     """
     given = jax.tree.map(_shape, arguments)
     texts = [f"{x.dtype}{x.shape} {_spread(x.sharding)}" for x in jax.tree.leaves(given)]
     where = "" if mesh is None else f"{mesh} {mesh.devices.tolist()} {outputs}"
-    key = (function, static, donate, jax.tree.structure(given), f"{texts} {where}")
+    key = (function, static, donate, jax.tree.structure(given), f"{texts} {where} {once}")
     if key in _COMPILED:
         _COMPILED.move_to_end(key)
         return _COMPILED[key], False
@@ -83,7 +85,7 @@ def compiled(
     program = _load(file)
     if program is None:
         hits = len(_HITS)
-        program = _build(function, static, complete(*given), donate, mesh, outputs)
+        program = _build(function, static, complete(*given), donate, mesh, outputs, once)
         if file is not None and len(_HITS) == hits:
             _store(file, program)  # what JAX's cache returns lacks the machine code to keep
     _COMPILED[key] = program
@@ -92,11 +94,16 @@ def compiled(
     return program, True
 
 
-def compiler_options() -> dict[str, Any]:
-    """XLA's optimisation level 1 on CPUs: half the compile time at equal speed of the program."""
-    if jax.default_backend() == "cpu":
-        return {"xla_backend_optimization_level": 1}
-    return {}
+def compiler_options(once: bool = False) -> dict[str, Any]:
+    """XLA's optimisation level 1 on CPUs: half the compile time at equal speed of the program.
+
+    For a program that runs ``once``, loops are emitted the old way, which compiles in half of that
+    and makes them several times slower.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    options = {"xla_backend_optimization_level": 1}
+    return options | ({"xla_cpu_use_fusion_emitters": False} if once else {})
 
 
 @functools.lru_cache(maxsize=1)
@@ -127,6 +134,7 @@ def _build(
     donate: tuple[int, ...],
     mesh: Mesh | None,
     outputs: Any,
+    once: bool,
 ) -> Program:
     shapes = jax.tree.map(_shape, arguments)
     began = time.process_time()
@@ -135,7 +143,7 @@ def _build(
             functools.partial(function, static),
             donate_argnums=donate,
             out_shardings=outputs,
-            compiler_options=compiler_options(),
+            compiler_options=compiler_options(once),
         ).lower(*shapes)
     traced = time.process_time()
     call = lowered.compile()

@@ -395,6 +395,7 @@ def execute(
         state = None if record is None else record.restore(_shapes(job.plan, stacked, mesh), mesh)
         if record is not None and len(record.curves) == job.plan.evaluations:
             return Trained(job, state, folder.stacked(record.curves), record.timing, record.folder)
+        parts = (None, None) if mesh is None else (devices.by_member(mesh), devices.everywhere(mesh))
         program, new = programs.compiled(
             run_chunk,
             job.plan,
@@ -402,15 +403,26 @@ def execute(
             complete=lambda members: (members, _shapes(job.plan, members, mesh), _NUMBER),
             donate=(1,),
             mesh=mesh,
-            outputs=None if mesh is None else (devices.by_member(mesh), devices.everywhere(mesh)),
+            outputs=None if mesh is None else parts,
         )
-        if not new:  # compiled by an earlier call
-            program = program._replace(trace_s=0.0, compile_s=0.0)
+        program = program if new else _built_before(program)
         if state is None:
-            state = devices.place(jax.tree.map(_zeros, program.shapes[1]), mesh)
+            first, new = programs.compiled(
+                init_members, job.plan, stacked, mesh=mesh, outputs=parts[0], once=True
+            )
+            state = first.call(stacked)
+            first = first if new else _built_before(first)
+            program = program._replace(
+                trace_s=program.trace_s + first.trace_s, compile_s=program.compile_s + first.compile_s
+            )
         if record is not None:
             record.begin(wandb, wandb_members, mesh, shard)
         return _train(job, program, stacked, state, record, progress, after_chunk)
+
+
+def _built_before(program: programs.Program) -> programs.Program:
+    """A program that an earlier call paid for."""
+    return program._replace(trace_s=0.0, compile_s=0.0)
 
 
 def _train(
@@ -769,12 +781,6 @@ def _arrays(fields: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in fields.items()
     }
-
-
-def _zeros(shape: Any) -> jax.Array:
-    if jax.numpy.issubdtype(shape.dtype, jax.dtypes.prng_key):
-        return jax.random.split(jax.random.key(0), shape.shape)
-    return jax.numpy.zeros(shape.shape, shape.dtype)
 
 
 class _Progress:

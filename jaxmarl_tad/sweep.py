@@ -121,10 +121,7 @@ def _difference(a: Member, b: Member) -> str:
 
 
 def run_chunk(plan: Plan, members: Member, state: State, number: Any) -> tuple[State, Metrics]:
-    """One chunk of every member; chunk 0 also makes the state (what is passed then is ignored)."""
-
-    def fresh() -> State:
-        return init_members(plan, members)
+    """One chunk of every member, from the state before it."""
 
     def one(member: Member, state: State) -> tuple[State, Metrics]:
         algorithm = plan.make(member.config, member.source)
@@ -138,8 +135,6 @@ def run_chunk(plan: Plan, members: Member, state: State, number: Any) -> tuple[S
             evaluations=plan.evaluations,
         )
 
-    # The predicate is the same for all members, so only one branch is executed.
-    state = jax.lax.cond(number == 0, fresh, lambda: state)
     return jax.vmap(one)(members, state)
 
 
