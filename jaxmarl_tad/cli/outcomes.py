@@ -45,15 +45,22 @@ def finished(path: pathlib.Path) -> bool:
     return any(event["event"] == "finish" for event in folder.events(path))
 
 
+def evaluated(path: pathlib.Path) -> bool:
+    """Whether the run in this folder has been evaluated; another process may have just begun it."""
+    metrics = path / folder.METRICS
+    if not metrics.exists():
+        return False
+    with np.load(metrics) as file:
+        return "return" in file.files
+
+
 def read(path: pathlib.Path) -> Outcome:
     """The run in a folder, as far as its files tell."""
     about = folder.about(path)
-    metrics = path / folder.METRICS
-    require(metrics.exists(), f"{str(path)!r} holds no evaluation yet.")
-    with np.load(metrics) as file:
+    require(evaluated(path), f"{str(path)!r} holds no evaluation yet.")
+    with np.load(path / folder.METRICS) as file:
         curves = {name: file[name] for name in file.files}
     steps = curves.pop("steps")
-    require("return" in curves, f"{str(path)!r} holds no evaluation yet.")
     identity = about["identity"]
     rows = identity["members"]
     return Outcome(about["algorithm"], rows, identity["config"], steps, curves, _games(about))

@@ -180,7 +180,7 @@ def _finished(path: pathlib.Path, task: Task, out: pathlib.Path) -> bool:
 
 
 def _conclude(there: Sequence[pathlib.Path], out: pathlib.Path, *, new: bool, busy: int) -> int:
-    found = [outcomes.read(path) for path in there if (path / folder.METRICS).exists()]
+    found = [outcomes.read(path) for path in there if outcomes.evaluated(path)]
     if found and _first():
         print(outcomes.table(found))
         figure = out / folder.FIGURES / "learning_curves.png"
