@@ -30,6 +30,7 @@ SEEDS = 64
 OUT = pathlib.Path("runs/didactic")
 PPO = {"envs": 128, "epochs": 4, "lr": 0.02, "entropy_coef": 0.01}
 ITERATIONS = 150
+VALUE_STEPS = 6_400
 SAFE = (math.log(9), 0.0, 0.0)  # p = q = 0.9 for the safe action of note001
 
 MATRIX = {
@@ -53,6 +54,13 @@ LONGER_ITERATIONS = 500
 
 METHODS = ("ippo", "mappo", "iql", "vdn", "qmix", "tad_ppo")
 VALUE = ("iql", "vdn", "qmix")
+FIELD = [
+    name for name in jt.algorithms() if name not in METHODS and "discrete" in jt.algorithm(name).actions
+]
+"""Every other method, with its own defaults, fewer seeds and fewer games."""
+FIELD_SEEDS = 8
+FIELD_GAMES = ("matrix/tad", "matrix/climbing", "matrix/penalty/k=-100", "matrix/qtran")
+FIELD_STEPS = {"qplex": VALUE_STEPS}
 COLUMNS = (
     "game", "method", "seeds", "optimum", "mean_return", "share_optimal", "modal_return",
     "compile_s", "run_s",
@@ -69,8 +77,8 @@ class Study:
         self.optima: dict[str, float] = {}
         self.programs: list[dict] = []
 
-    def add(self, games: dict, method: str, trained: jt.Trained) -> None:
-        """Take in a run over all of ``games``, 64 seeds each."""
+    def add(self, games: dict, method: str, trained: jt.Trained, seeds: int = SEEDS) -> None:
+        """Take in a run over all of ``games``, with as many seeds each."""
         timing = trained.timing
         compile_s, run_s = timing["trace_s"] + timing["compile_s"], timing["run_s"]
         self.programs.append(
@@ -78,15 +86,15 @@ class Study:
             | {"members": len(trained.members), "peak_MiB": timing["peak_bytes"] / 2**20}
             | {name: timing[name] for name in ("trace_s", "compile_s", "run_s")}
         )
-        by_game = trained.curves["return"].reshape(len(games), SEEDS, -1)
+        by_game = trained.curves["return"].reshape(len(games), seeds, -1)
         for game, curve in zip(games, by_game, strict=True):
             values, optimum = curve[:, -1], self.optima[game]
             self.outcomes.append({"game": game, "method": method, "values": values})
             self.curves.setdefault(game, {})[method] = (trained.steps, curve)
             self.rows.append({
-                "game": game, "method": method, "seeds": SEEDS, "optimum": optimum,
+                "game": game, "method": method, "seeds": seeds, "optimum": optimum,
                 "mean_return": float(values.mean()),
-                "share_optimal": statistics.reached(values, optimum) / SEEDS,
+                "share_optimal": statistics.reached(values, optimum) / seeds,
                 "modal_return": statistics.modal(values),
                 "compile_s": round(compile_s, 2), "run_s": round(run_s, 2),
             })  # fmt: skip
@@ -99,7 +107,9 @@ class Study:
         for method in METHODS:
             kept: list = []
             if method in VALUE:
-                trained = jt.run(method, list(games.values()), seeds=SEEDS, episodes=1)
+                trained = jt.run(
+                    method, list(games.values()), seeds=SEEDS, episodes=1, total_steps=VALUE_STEPS
+                )
             else:
                 trained = jt.run(
                     method,
@@ -126,6 +136,26 @@ class Study:
         self.add(games, "tad_ppo/distilled", student)
         if keep is not None:
             keep["tad_ppo/distilled"] = (student, kept)
+
+    def run_field(self) -> None:
+        """Every other method on some of the matrix games."""
+        games = {name: MATRIX[name] for name in FIELD_GAMES}
+        self.optima = {name: round(float(jt.solve(env).value), 6) for name, env in games.items()}
+        for method in FIELD:
+            own = {"total_steps": FIELD_STEPS[method]} if method in FIELD_STEPS else {}
+            asked = {"seeds": FIELD_SEEDS, "episodes": 1, "evaluations": 1}
+            self.add(games, method, jt.run(method, list(games.values()), **asked, **own), FIELD_SEEDS)
+
+    def table(self, name: str) -> list[dict]:
+        """The rows, game by game, with where the seeds ended; to ``name``.csv and .md as well."""
+        rows = sorted(self.rows, key=lambda row: list(self.optima).index(row["game"]))
+        report.table(rows, COLUMNS, OUT / f"{name}.csv")
+        (OUT / f"{name}.md").write_text(summary(rows))
+        ends = {(o["game"], o["method"]): statistics.shares(o["values"]) for o in self.outcomes}
+        for row in rows:
+            pairs = zip(*ends[row["game"], row["method"]], strict=True)
+            row["seeds ending at"] = "  ".join(f"{e:g} ×{x * row['seeds']:.0f}" for e, x in pairs)
+        return rows
 
 
 def host(state):
@@ -225,20 +255,25 @@ def main() -> None:
     if os.environ.get("ALL", "") not in ("", "0"):
         study.run(LONGER, LONGER_PPO, LONGER_ITERATIONS)
 
-    rows = sorted(study.rows, key=lambda row: list(study.optima).index(row["game"]))
-    outcomes = {(o["game"], o["method"]): o["values"] for o in study.outcomes}
+    field = Study()
+    field.run_field()
     OUT.mkdir(parents=True, exist_ok=True)
-    report.table(rows, COLUMNS, OUT / "table.csv")
-    for row in rows:
-        ends = zip(*statistics.shares(outcomes[row["game"], row["method"]]), strict=True)
-        row["seeds ending at"] = "  ".join(f"{end:g} ×{share * SEEDS:.0f}" for end, share in ends)
     columns = ["game", "method", "optimum", "mean_return", "share_optimal", "seeds ending at"]
-    print(report.table(rows, columns))
-    (OUT / "summary.md").write_text(summary(rows))
+    print(report.table(study.table("table"), columns))
+    print(f"\nEvery other method, {FIELD_SEEDS} seeds:\n")
+    print(report.table(field.table("field"), columns))
     print("\nOn matrix/note001 the policy methods start at p = q = 0.9 for the safe action; value")
     print("methods start as usual.\n")
-    print(report.table(study.programs, path=OUT / "programs.csv"))
+    print(report.table(study.programs + field.programs, path=OUT / "programs.csv"))
     pictures = figures(study, kept)
+    pictures.append(
+        report.outcome_bars(
+            field.outcomes,
+            OUT / "figures" / "field.png",
+            title=f"Where {FIELD_SEEDS} seeds of every other method end (greedy return)",
+            optima=field.optima,
+        )
+    )
     print("\n" + "\n".join(str(path) for path in [OUT / "table.csv", *pictures]))
     seconds = time.process_time() - began
     print(f"\n{seconds:.1f} CPU-seconds, {time.perf_counter() - wall:.1f} s, after imports")

@@ -40,6 +40,9 @@ _SIZES = [
     "capacity",
     "embed",
     "hyper",
+    "heads",
+    "layers",
+    "central",
     "hidden",
 ]
 

@@ -11,11 +11,13 @@ nothing if the teacher is deterministic and its action can be inferred from that
 teacher acts greedily unless ``teacher="sample"``. Options beyond the paper: ``labels="soft"`` fits
 the teacher's distributions (given the actions it chose before) instead of its actions; ``dagger``
 lets the student act in a growing share of steps while the teacher still labels them (Ross et al.
-2011).
+2011). Continuous actions are fitted by least squares in units of their range, which is the same with
+normal distributions of variance 1; such students are deterministic.
 """
 
 import dataclasses
 import functools
+import math
 import os
 from typing import Any, Literal, NamedTuple
 
@@ -46,6 +48,9 @@ from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
 from jaxmarl_tad.sweep import Make, Member
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
+
+_AGREED = 0.02
+"""Distance, as a share of half the range, up to which two continuous actions are the same."""
 
 
 @struct
@@ -88,6 +93,11 @@ class Config:
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     """Values of the fields that depend on the environment's sizes."""
+    require(
+        spec.discrete or config.labels == "hard",
+        "labels='soft' needs probabilities of discrete actions, and this environment's actions are "
+        "continuous; use labels='hard'.",
+    )
     kind = resolve_kind(config.network, config.memory, spec, spec.obs_dim * spec.n_agents)
     lr = (0.1 if kind == "table" else 1e-3) if config.lr is None else config.lr
     return {"network": kind, "steps": resolve_steps(config.steps, spec), "lr": lr}
@@ -129,7 +139,8 @@ def distill(
 
     Returns:
         The students, one per member of ``teacher``. Besides ``return``, their curves hold ``agreement``
-        (share of decisions in which the student's most likely action is the teacher's), ``kl`` (from
+        (share of decisions in which the student's most likely action is the teacher's, or, if actions
+        are continuous, differs by at most 1 % of the range), ``kl`` (from
         the teacher's labels to the student, summed over agents, in nats), ``teacher_return`` and
         ``retention`` (student's over teacher's return; NaN where that is 0).
     """
@@ -320,11 +331,13 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
     actor = network(
         config.network,
         inputs=inputs,
-        outputs=spec.n_actions,
+        outputs=spec.n_actions or spec.action_dim,
         hidden=config.hidden,
         memory=config.memory,
         gain=0.01,
     )
+    low, high = spec.bounds or (-1.0, 1.0)
+    middle, half = (low + high) / 2, (high - low) / 2  # of continuous actions
     act_all, act_rows = over_agents(actor.apply, share), over_rows(actor.apply, share)
 
     def start() -> Memory:
@@ -337,11 +350,18 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
 
     def loss(params: Params, batch: Batch, memory: Memory) -> tuple[Any, Metrics]:
         one, many = (functools.partial(f, params.actor) for f in (act_all, act_rows))
-        logits, _ = unroll(one, start(), memory, batch.views, batch.first, many)
-        log_probs = distributions.log_probabilities(logits, batch.legal)
-        chosen = distributions.log_probability(log_probs, batch.label)  # log π_i(a_i | τ_i)
-        kl = distributions.kl(batch.log_target, log_probs) if soft else -chosen
-        agreement = distributions.mode(log_probs) == batch.label
+        outputs, _ = unroll(one, start(), memory, batch.views, batch.first, many)
+        if spec.discrete:
+            log_probs = distributions.log_probabilities(outputs, batch.legal)
+            chosen = distributions.log_probability(log_probs, batch.label)  # log π_i(a_i | τ_i)
+            kl = distributions.kl(batch.log_target, log_probs) if soft else -chosen
+            agreement = distributions.mode(log_probs) == batch.label
+        else:
+            wanted = jnp.clip((batch.label - middle) / half, -1.0, 1.0)
+            error = jnp.where(batch.legal, outputs - wanted, 0.0)
+            kl = 0.5 * jnp.sum(error**2, axis=-1)
+            chosen = -kl - 0.5 * math.log(2 * math.pi) * jnp.sum(batch.legal, axis=-1)
+            agreement = jnp.all(jnp.abs(error) <= _AGREED, axis=-1)
         report = {
             "cross_entropy": masked_mean(-chosen, batch.alive) * spec.n_agents,
             "kl": masked_mean(kl, batch.alive) * spec.n_agents,
@@ -407,8 +427,10 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
 
     def policy_of(params: Params, *, greedy: bool) -> Policy:
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
-            logits, memory = act_all(params.actor, memory, views(observation))
-            log_probs = distributions.log_probabilities(logits, observation.legal)
+            outputs, memory = act_all(params.actor, memory, views(observation))
+            if not spec.discrete:
+                return middle + half * jnp.clip(outputs, -1.0, 1.0), memory, {"mean": outputs}
+            log_probs = distributions.log_probabilities(outputs, observation.legal)
             uniform = jax.random.uniform(key, (spec.n_agents,))
             action, extras = distributions.decide(uniform, log_probs, greedy)
             return action, memory, extras

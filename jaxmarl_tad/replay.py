@@ -1,18 +1,22 @@
 """A ring of the last items, as three pure functions; an item is any pytree, e.g. a whole episode.
 
+:func:`record` plays the episodes that learners of values keep in it.
+
 The ring is born with its first items, so there is always something to sample and nobody has to ask.
 Items are written in blocks that never straddle the end, hence one contiguous write: where many
 members are batched together, a write of scattered rows costs several times as much.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxmarl_tad.types import Key
-from tad_envs import require
+from jaxmarl_tad.rollout import episodes
+from jaxmarl_tad.types import Key, Policy
+from tad_envs import Environment, Observation, require
 
 
 class Replay(NamedTuple):
@@ -74,3 +78,63 @@ def sample(replay: Replay, key: Key, count: int) -> Any:
 
 def _count(items: Any) -> int:
     return jax.tree.leaves(items)[0].shape[0]
+
+
+class Record(NamedTuple):
+    """Episodes as they are kept, ``[E, T, ...]``, and as they are learned from, ``[T, B, ...]``.
+
+    What is seen has one row more than there are steps: the last shows what the last step led to.
+    """
+
+    views: Any
+    """What each agent's network is fed."""
+    state: Any
+    """What the mixer is told of the global state."""
+    legal: Bool[Array, "*batch N A"]
+    alive: Bool[Array, "*batch N"]
+    action: Int[Array, "*batch N"]
+    reward: Float[Array, "*batch"]
+    terminated: Bool[Array, "*batch"]
+    truncated: Bool[Array, "*batch"]
+    valid: Bool[Array, "*batch"]
+    """Whether the step lies at or before the end of the episode."""
+
+    def rows(self, rows: slice) -> "Record":
+        """What was seen in these rows, of leaves ``[T, B, ...]``."""
+        return self._replace(
+            state=jax.tree.map(lambda x: x[rows], self.state),
+            legal=self.legal[rows],
+            alive=self.alive[rows],
+        )
+
+
+def record(
+    env: Environment,
+    policy: Policy,
+    key: Key,
+    envs: int,
+    views: Callable[[Observation], Any],
+    state_view: Callable[[Float[Array, "S"]], Any],
+) -> Record:
+    """One whole episode in each of ``envs`` environments; leaves ``[E, T, ...]``.
+
+    ``views`` is what the agents' networks are fed of one observation, ``state_view`` what is kept of
+    the global state. Rewards after an episode's end are 0.
+    """
+    played = episodes(env, policy, key, envs, env.spec.horizon)
+    step = played.transition
+    shown = jax.tree.map(
+        lambda now, after: jnp.concatenate([now, after[-1:]]), step.observation, step.next
+    )
+    kept = Record(
+        views=jax.vmap(jax.vmap(views))(shown),
+        state=jax.vmap(jax.vmap(state_view))(shown.state),
+        legal=shown.legal,
+        alive=shown.alive,
+        action=step.action,
+        reward=jnp.where(played.valid, step.reward, 0.0),
+        terminated=step.terminated,
+        truncated=step.truncated,
+        valid=played.valid,
+    )
+    return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), kept)

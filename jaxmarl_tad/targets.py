@@ -8,6 +8,8 @@ keeps the value of its true final observation and cuts the trace, so that nothin
 next episode. λ=0 is TD(0), λ=1 Monte Carlo, and G − V(observation) is the generalised advantage
 estimate (Schulman et al. 2016, eq. 16). Double Q and Peng's Q(λ) are the same recursion with another
 V(next).
+
+:func:`n_step_returns` stops after n steps instead of fading out by λ, with the same ends.
 """
 
 from collections.abc import Callable
@@ -46,6 +48,53 @@ def lambda_returns(
     # Beyond the last recorded step the best estimate of G is the value of what it led to.
     _, targets = jax.lax.scan(back, next_value[-1], (fixed, carried), reverse=True)
     return targets
+
+
+def corrected_returns(
+    reward: Float[Array, "T ..."],
+    value: Float[Array, "T ..."],
+    next_value: Float[Array, "T ..."],
+    terminated: Bool[Array, "T ..."],
+    truncated: Bool[Array, "T ..."],
+    gamma: Real,
+    lam: Real,
+) -> Float[Array, "T ..."]:
+    """Q*(λ): G_t = Q(o_t, a_t) + Σ_k (γλ)^k δ_{t+k}, δ_t = r_t + γ V(next_t) − Q(o_t, a_t).
+
+    ``value`` is Q of the actions taken and ``next_value`` the best in what followed. Unlike in
+    :func:`lambda_returns`, what an exploring action at t + k gave away is not held against a_t
+    (Harutyunyan et al. 2016, eq. 6). Traces are cut as there.
+    """
+    one_step = lambda_returns(reward, next_value, terminated, truncated, gamma, 0.0)
+    nothing = jnp.zeros_like(next_value)
+    return value + lambda_returns(one_step - value, nothing, terminated, truncated, gamma, lam)
+
+
+def n_step_returns(
+    reward: Float[Array, "T ..."],
+    next_value: Float[Array, "T ..."],
+    terminated: Bool[Array, "T ..."],
+    truncated: Bool[Array, "T ..."],
+    gamma: Real | Float[Array, "T ..."],
+    steps: int,
+) -> Float[Array, "T ..."]:
+    """Σ_{k<n} γ^k r_{t+k} + γ^n V(next_{t+n−1}) with n = ``steps``, shaped like ``next_value``.
+
+    A terminated step ends the sum; a truncated one, and the last that was recorded, end it with the
+    value of what they led to. The return over k steps is one step of the return over k − 1::
+
+        G⁽ᵏ⁾_t = r_t + γ (1 − terminated_t) (V(next_t) if cut_t or k = 1 else G⁽ᵏ⁻¹⁾_{t+1})
+    """
+    discount = jnp.where(_spread(terminated, next_value), 0.0, _spread(gamma, next_value))
+    last = jnp.arange(reward.shape[0]) == reward.shape[0] - 1
+    cut = _spread(truncated, next_value) | _spread(last, next_value)
+    reward = _spread(reward, next_value)
+
+    def longer(target: Array, _: None) -> tuple[Array, None]:
+        following = jnp.where(cut, next_value, jnp.roll(target, -1, axis=0))
+        return reward + discount * following, None
+
+    return jax.lax.scan(longer, reward + discount * next_value, length=steps - 1)[0]
 
 
 def next_values(

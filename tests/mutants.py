@@ -100,7 +100,7 @@ MUTANTS = [
     ),
     Mutant(
         "illegal actions may be best",
-        Q,
+        "jaxmarl_tad/distributions.py",
         "return jnp.argmax(jnp.where(legal, q, IMPOSSIBLE), axis=-1).astype(jnp.int32)",
         "return jnp.argmax(q, axis=-1).astype(jnp.int32)",
         f"{COMPILED} -k forbidden_and_iql",

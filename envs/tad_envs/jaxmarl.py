@@ -111,7 +111,7 @@ class JaxMarl:
     def _observation(self, inner: Any, views: Any, alive: Bool[Array, "N"]) -> Observation:
         inside = self._inside
         rows = [_padded(views[agent], inside.spec.obs_dim) for agent in inside.env.agents]
-        legal = jnp.asarray(inside.legal) if inside.spec.discrete else jnp.ones_like(inside.legal)
+        legal = jnp.asarray(inside.legal)
         if inside.masked:
             open_now = inside.env.get_avail_actions(inner)
             width = inside.spec.n_actions

@@ -24,8 +24,8 @@ Payoff = Any
 class MatrixGame:
     """A common-payoff stage game, played ``repeats`` times; the last step terminates.
 
-    Every agent sees the one-hot index of the step, which is the constant ``[1.]`` if played once.
-    The state is that index, ``[]`` int32.
+    Every agent sees the one-hot index of the step, which is the constant ``[1.]`` if played once, or if
+    ``blind``. The state is that index, ``[]`` int32.
     """
 
     payoff: Float[AnyArray, "..."]
@@ -33,6 +33,8 @@ class MatrixGame:
     actions: Int[AnyArray, "N"]
     """How many of the actions each agent may take; the rest is padding."""
     repeats: int = 1
+    blind: bool = False
+    """Whether the step is hidden, so that a game played many times is played alike every time."""
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -47,12 +49,16 @@ class MatrixGame:
         """Sizes; equal for all games of one shape."""
         return Spec(
             n_agents=self.payoff.ndim,
-            obs_dim=self.repeats,
-            state_dim=self.repeats,
+            obs_dim=self._shown,
+            state_dim=self._shown,
             horizon=self.repeats,
             n_actions=self.payoff.shape[0],
             one_hot=True,
         )
+
+    @property
+    def _shown(self) -> int:
+        return 1 if self.blind else self.repeats
 
     def starts(self) -> tuple[Float[Array, "1"], State]:
         """The first step, with certainty."""
@@ -60,7 +66,7 @@ class MatrixGame:
 
     def observe(self, state: State) -> Observation:
         """The step index (after the end that of the last step); padding is not legal."""
-        feature = finite.one_hot(jnp.minimum(state, self.repeats - 1), self.repeats)
+        feature = finite.one_hot(jnp.minimum(state, self._shown - 1), self._shown)
         legal = jnp.arange(self.spec.n_actions) < jnp.asarray(self.actions)[:, None]
         return finite.common_view(feature, legal)
 
@@ -115,7 +121,9 @@ def _check_payoff(payoff: np.ndarray, actions: np.ndarray) -> None:
 # Construction
 
 
-def custom(payoff: Payoff, *, repeats: int = 1, pad_to: int | None = None) -> MatrixGame:
+def custom(
+    payoff: Payoff, *, repeats: int = 1, pad_to: int | None = None, blind: bool = False
+) -> MatrixGame:
     """A game of any payoff with one axis per agent.
 
     Axes of unequal length are padded to the longest, or to ``pad_to``. Padding is never legal and
@@ -123,9 +131,8 @@ def custom(payoff: Payoff, *, repeats: int = 1, pad_to: int | None = None) -> Ma
     """
     if not isinstance(payoff, (list, tuple)) and not concrete(payoff):
         require(pad_to is None, "pad_to needs a payoff that is a list or a numpy array.")
-        return MatrixGame(
-            payoff=payoff, actions=np.asarray(np.shape(payoff), np.int32), repeats=repeats
-        )
+        actions = np.asarray(np.shape(payoff), np.int32)
+        return MatrixGame(payoff=payoff, actions=actions, repeats=repeats, blind=blind)
     table = _as_table(payoff)
     require(table.ndim >= 2, f"payoff has {table.ndim} axes; expected one per agent, at least 2.")
     require(table.size > 0, f"payoff has shape {table.shape}; expected at least one action each.")
@@ -135,7 +142,8 @@ def custom(payoff: Payoff, *, repeats: int = 1, pad_to: int | None = None) -> Ma
         f"pad_to={pad_to} is less than the {max(table.shape)} actions of the payoff.",
     )
     padded = np.pad(table, [(0, width - size) for size in table.shape])
-    return MatrixGame(payoff=padded, actions=np.asarray(table.shape, np.int32), repeats=repeats)
+    actions = np.asarray(table.shape, np.int32)
+    return MatrixGame(payoff=padded, actions=actions, repeats=repeats, blind=blind)
 
 
 def _as_table(payoff: Any) -> np.ndarray:
@@ -263,10 +271,13 @@ PAYOFFS: dict[str, Game] = {
 }
 
 
-def penalty(*, k: Real = -100.0, repeats: int = 1, pad_to: int | None = None) -> MatrixGame:
+def penalty(
+    *, k: Real = -100.0, repeats: int = 1, pad_to: int | None = None, blind: bool = False
+) -> MatrixGame:
     """Penalty game (Claus and Boutilier 1998): both optima of 10 lie next to the penalty ``k``."""
     k = _number(k, "k")
-    return custom([[k, 0, 10], [0, 2, 0], [10, 0, k]], repeats=repeats, pad_to=pad_to)
+    payoff = [[k, 0, 10], [0, 2, 0], [10, 0, k]]
+    return custom(payoff, repeats=repeats, pad_to=pad_to, blind=blind)
 
 
 def stag_hunt(
@@ -308,9 +319,11 @@ def hatrpo(*, n: int = 4, repeats: int = 1) -> MatrixGame:
     return custom(payoff, repeats=repeats)
 
 
-def published(key: str, *, repeats: int = 1, pad_to: int | None = None) -> MatrixGame:
+def published(
+    key: str, *, repeats: int = 1, pad_to: int | None = None, blind: bool = False
+) -> MatrixGame:
     """The game of the table ``PAYOFFS`` with that key."""
-    return custom(PAYOFFS[key].payoff, repeats=repeats, pad_to=pad_to)
+    return custom(PAYOFFS[key].payoff, repeats=repeats, pad_to=pad_to, blind=blind)
 
 
 def _number(value: Any, name: str) -> float:

@@ -11,12 +11,17 @@ One step of 0.1 s: every moving body of mass 1 chooses one of five thrusts (none
     x' = x + 0.1 v      (``integrator="pettingzoo"``: JaxMARL, PettingZoo from 1.23)
     x' = x + 0.1 v'     (``integrator="openai"``: the original, and EPyMARL's and HARL's results)
 
+With ``actions="continuous"`` a body chooses its thrust freely in [-1, 1]², each axis by itself, and who
+talks says a vector of loudness (1 + action) / 2 in [0, 1] per word. These are the thrusts and words of
+JaxMARL's and HARL's continuous games, whose five numbers in [0, 1] per body count only by the
+differences of opposite pairs. Numbers outside the range are clipped.
+
 ``P`` moving bodies, ``L`` landmarks, ``G`` goals, ``C`` channels, ``W`` words, besides the letters of
 :mod:`tad_envs.types`. No step draws anything, and a reset draws once.
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,12 +33,14 @@ from tad_envs.struct import Real, concrete, lookup, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, TimeStep
 
 Integrator = Literal["pettingzoo", "openai"]
+Actions = Literal["discrete", "continuous"]
 
 _DT = 0.1
 """Seconds per step."""
 _MARGIN = 1e-3
 """Softness of a contact: the distance over which its force sets in."""
 _MOVES = 5
+_AXES = 2
 _COLOURS = 3
 """Landmarks of the games with goals; each has a colour of its own."""
 _WORDS = 10
@@ -49,7 +56,7 @@ class World(NamedTuple):
     goal: Float[Array, "G L"]
     """One-hot: the landmark that is the goal."""
     word: Float[Array, "C W"]
-    """What was said in the last step, one-hot; zeros before the first."""
+    """What was said in the last step, one-hot or loudness; zeros before the first."""
     clock: Int[Array, ""]
     """Steps taken, up to the horizon."""
 
@@ -79,6 +86,17 @@ def _thrust(move: Int[Array, "P"]) -> Float[Array, "P 2"]:
     """Unit thrusts of the moves none, -x, +x, -y, +y; none for any other number."""
     chosen = finite.one_hot(move, _MOVES)
     return jnp.stack([chosen[:, 2] - chosen[:, 1], chosen[:, 4] - chosen[:, 3]], axis=1)
+
+
+def _sizes(actions: Actions, count: int, dimensions: int) -> dict[str, Any]:
+    """What a spec says of the actions."""
+    if actions == "discrete":
+        return {"n_actions": count}
+    return {"action_dim": dimensions, "discrete": False, "bounds": (-1.0, 1.0)}
+
+
+def _loudness(action: Float[Array, "C W"]) -> Float[Array, "C W"]:
+    return (1 + jnp.clip(action, -1.0, 1.0)) / 2
 
 
 def _contacts(position: Float[Array, "P 2"], radius: Real, stiffness: Real) -> Float[Array, "P 2"]:
@@ -174,6 +192,7 @@ class Spread:
     n_agents: int = 3
     horizon: int = 25
     integrator: Integrator = "pettingzoo"
+    actions: Actions = "discrete"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -192,8 +211,8 @@ class Spread:
             obs_dim=4 + 2 * n + 4 * (n - 1),
             state_dim=6 * n,
             horizon=self.horizon,
-            n_actions=_MOVES,
             terminates=False,
+            **_sizes(self.actions, _MOVES, _AXES),
         )
 
     def reset(self, key: Key) -> tuple[World, Observation]:
@@ -215,14 +234,15 @@ class Spread:
         return Observation(
             agents=jnp.concatenate(rows, axis=1),
             state=_global_state(state),
-            legal=jnp.ones((n, _MOVES), bool),
+            legal=jnp.ones((n, self.spec.n_actions or _AXES), bool),
             alive=jnp.ones(n, bool),
         )
 
     def step(self, key: Key, state: World, action: Action) -> tuple[World, TimeStep]:
         """Push and move; truncated at the horizon. Draws nothing."""
         del key
-        force = jnp.asarray(self.acceleration) * _thrust(action)
+        thrust = _thrust(action) if self.actions == "discrete" else jnp.clip(action, -1.0, 1.0)
+        force = jnp.asarray(self.acceleration) * thrust
         force += _contacts(state.position, self.radius, self.contact_force)
         world = _moved(state, force, self.damping, self.integrator, self.horizon)
         return world, _time_step(self.observe(world), self._reward(world), world, self.horizon)
@@ -259,9 +279,10 @@ class SpeakerListener:
     Agent 0 sees the goal's colour (3 features, padded with zeros to 11) and says one of 3 words;
     agent 1 sees its velocity, where the 3 landmarks are from its own place, and the word said in the
     last step, and chooses one of 5 moves. The speaker's other two actions are illegal (it would say
-    nothing). Both receive minus the *squared* distance of the listener to the goal; the team's reward
-    is this value, once. Bodies do not collide. The state is the listener's position and velocity, the
-    landmarks, the goal and the word.
+    nothing); if actions are continuous, the speaker has 3 dimensions and the listener 2. Both receive
+    minus the *squared* distance of the listener to the goal; the team's reward is this value, once.
+    Bodies do not collide. The state is the listener's position and velocity, the landmarks, the goal
+    and the word.
     """
 
     damping: Real = 0.25
@@ -270,6 +291,7 @@ class SpeakerListener:
     """Of a thrust, per second squared."""
     horizon: int = 25
     integrator: Integrator = "pettingzoo"
+    actions: Actions = "discrete"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -283,9 +305,9 @@ class SpeakerListener:
             obs_dim=2 + 3 * _COLOURS,
             state_dim=4 + 4 * _COLOURS,
             horizon=self.horizon,
-            n_actions=_MOVES,
             terminates=False,
             order_dependent=True,
+            **_sizes(self.actions, _MOVES, _COLOURS),
         )
 
     def reset(self, key: Key) -> tuple[World, Observation]:
@@ -298,19 +320,24 @@ class SpeakerListener:
         speaker = jnp.concatenate([0.15 + 0.5 * state.goal[0], jnp.zeros(2 + 2 * _COLOURS)])
         landmarks = _relative_landmarks(state).reshape(-1)
         listener = jnp.concatenate([state.velocity[0], landmarks, state.word[0]])
+        sizes = (_COLOURS, _MOVES if self.actions == "discrete" else _AXES)
         return Observation(
             agents=jnp.stack([speaker, listener]),
             state=_global_state(state),
-            legal=jnp.asarray(np.arange(_MOVES) < np.array([[_COLOURS], [_MOVES]])),
+            legal=jnp.asarray(np.arange(max(sizes)) < np.array(sizes)[:, None]),
             alive=jnp.ones(2, bool),
         )
 
     def step(self, key: Key, state: World, action: Action) -> tuple[World, TimeStep]:
         """Say and move; truncated at the horizon. Draws nothing."""
         del key
-        force = jnp.asarray(self.acceleration) * _thrust(action[1:])
+        if self.actions == "discrete":
+            thrust, word = _thrust(action[1:]), finite.one_hot(action[:1], _COLOURS)
+        else:
+            thrust, word = jnp.clip(action[1:, :_AXES], -1.0, 1.0), _loudness(action[:1])
+        force = jnp.asarray(self.acceleration) * thrust
         world = _moved(state, force, self.damping, self.integrator, self.horizon)
-        world = world._replace(word=finite.one_hot(action[:1], _COLOURS))
+        world = world._replace(word=word)
         reward = -jnp.sum((world.position - world.goal @ world.landmark) ** 2)
         return world, _time_step(self.observe(world), reward, world, self.horizon)
 
@@ -328,7 +355,8 @@ class SpeakerListener:
 class Reference:
     """Two agents that know each other's goal, and tell: ``simple_reference``.
 
-    An action is a move and one of 10 words, ``move + 5 word``. An agent sees its velocity, where the
+    An action is a move and one of 10 words, ``move + 5 word``; or, if continuous, 2 thrusts and then 10
+    words. An agent sees its velocity, where the
     3 landmarks are from its own place, the colour of its *partner's* goal, and what the partner said
     in the last step: 21 features. The team's reward is minus the sum of both agents' distances to
     their goals (the agents' own rewards share it between them). Bodies do not collide. The state is
@@ -341,6 +369,7 @@ class Reference:
     """Of a thrust, per second squared."""
     horizon: int = 25
     integrator: Integrator = "pettingzoo"
+    actions: Actions = "discrete"
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -354,8 +383,8 @@ class Reference:
             obs_dim=2 + 3 * _COLOURS + _WORDS,
             state_dim=8 + 4 * _COLOURS + 2 * _WORDS,
             horizon=self.horizon,
-            n_actions=_MOVES * _WORDS,
             terminates=False,
+            **_sizes(self.actions, _MOVES * _WORDS, _AXES + _WORDS),
         )
 
     def reset(self, key: Key) -> tuple[World, Observation]:
@@ -374,16 +403,20 @@ class Reference:
         return Observation(
             agents=jnp.concatenate(rows, axis=1),
             state=_global_state(state),
-            legal=jnp.ones((2, _MOVES * _WORDS), bool),
+            legal=jnp.ones((2, self.spec.n_actions or self.spec.action_dim), bool),
             alive=jnp.ones(2, bool),
         )
 
     def step(self, key: Key, state: World, action: Action) -> tuple[World, TimeStep]:
         """Say and move; truncated at the horizon. Draws nothing."""
         del key
-        force = jnp.asarray(self.acceleration) * _thrust(action % _MOVES)
+        if self.actions == "discrete":
+            thrust, word = _thrust(action % _MOVES), finite.one_hot(action // _MOVES, _WORDS)
+        else:
+            thrust, word = jnp.clip(action[:, :_AXES], -1.0, 1.0), _loudness(action[:, _AXES:])
+        force = jnp.asarray(self.acceleration) * thrust
         world = _moved(state, force, self.damping, self.integrator, self.horizon)
-        world = world._replace(word=finite.one_hot(action // _MOVES, _WORDS))
+        world = world._replace(word=word)
         reward = -jnp.sum(_length(world.position - world.goal @ world.landmark))
         return world, _time_step(self.observe(world), reward, world, self.horizon)
 
@@ -412,6 +445,7 @@ def spread(
     local_ratio: Real = 0.5,
     horizon: int = 25,
     integrator: Integrator = "pettingzoo",
+    actions: Actions = "discrete",
 ) -> Spread:
     """Cover as many landmarks as there are agents, without touching."""
     return Spread(
@@ -423,6 +457,7 @@ def spread(
         n_agents=n_agents,
         horizon=horizon,
         integrator=integrator,
+        actions=actions,
     )
 
 
@@ -432,6 +467,7 @@ def speaker_listener(
     acceleration: Real = 5.0,
     horizon: int = 25,
     integrator: Integrator = "pettingzoo",
+    actions: Actions = "discrete",
 ) -> SpeakerListener:
     """A speaker that cannot move leads a listener that cannot see the goal."""
     return SpeakerListener(
@@ -439,6 +475,7 @@ def speaker_listener(
         acceleration=finite.number(acceleration, "acceleration"),
         horizon=horizon,
         integrator=integrator,
+        actions=actions,
     )
 
 
@@ -448,6 +485,7 @@ def reference(
     acceleration: Real = 5.0,
     horizon: int = 25,
     integrator: Integrator = "pettingzoo",
+    actions: Actions = "discrete",
 ) -> Reference:
     """Two agents lead each other."""
     return Reference(
@@ -455,4 +493,5 @@ def reference(
         acceleration=finite.number(acceleration, "acceleration"),
         horizon=horizon,
         integrator=integrator,
+        actions=actions,
     )

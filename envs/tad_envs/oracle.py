@@ -24,20 +24,22 @@ _CELLS_PER_BATCH = 4096
 
 
 class Solution(NamedTuple):
-    """The optimum of a finite game, over joint policies. ``S`` reachable states, ``H`` horizon."""
+    """The optimum of a game, over joint policies. ``S`` reachable states, ``H`` horizon."""
 
     value: float
     """Optimal expected discounted return of an episode."""
     values: np.ndarray
     """``[H, S]``: optimal value in each state after each number of steps, float64."""
     policy: np.ndarray
-    """``[H, S, N]``: an optimal joint action, ties to the lowest index, int32."""
+    """``[H, S, N]``: an optimal joint action, ties to the lowest index, int32; ``[H, S, N, D]`` floats
+    if actions are continuous."""
     states: State
     """The states, stacked on a leading axis ``S``; the first are the starts."""
     starts: np.ndarray
     """``[S]``: probability of starting there."""
-    equilibria: list[tuple[tuple[int, ...], float]]
-    """Strict pure equilibria of the start's stage game: joint actions and values, best first.
+    equilibria: list[tuple[tuple[Any, ...], float]]
+    """Strict pure equilibria of the start's stage game: joint actions and values, best first. Those
+    that are known, if actions are continuous.
 
     The stage game pays the reward plus the optimal value of what follows. Empty where the start is
     random. They are where learners that improve one agent at a time may end.
@@ -59,15 +61,18 @@ class Model(NamedTuple):
 
 
 def solve(env: Environment, gamma: float = 1.0) -> Solution:
-    """Optimal values and an optimal joint policy of a finite game.
+    """Optimal values and an optimal joint policy of a finite game, or of a continuous one-step game.
 
     Args:
         env: a game that implements :class:`~tad_envs.types.FiniteEnvironment`. If it has
             ``discount_powers``, what follows a step from a state is discounted by
             ``gamma ** discount_powers[env.turn(state)]`` instead of ``gamma`` (see
-            :class:`~tad_envs.transform.Sequential`).
+            :class:`~tad_envs.transform.Sequential`). Or a continuous game of one step that knows
+            its optimum, ``known()``.
         gamma: discount per step, in [0, 1].
     """
+    if hasattr(env, "known"):
+        return _in_closed_form(env)
     require(
         finite.enumerable(env),
         f"{env.name or type(env).__name__} cannot be solved: it lacks starts, outcomes or observe.",
@@ -83,6 +88,20 @@ def solve(env: Environment, gamma: float = 1.0) -> Solution:
         states=model.states,
         starts=model.starts,
         equilibria=_start_equilibria(model, first, env),
+    )
+
+
+def _in_closed_form(env: Any) -> Solution:
+    """The solution of a continuous one-step game with one start."""
+    known = list(env.known())
+    actions, value = known[0]
+    return Solution(
+        value=value,
+        values=np.full((1, 1), value),
+        policy=np.asarray(actions, np.float32).reshape(1, 1, env.spec.n_agents, env.spec.action_dim),
+        states=np.zeros(1, np.int32),
+        starts=np.ones(1),
+        equilibria=known,
     )
 
 

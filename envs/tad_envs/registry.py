@@ -3,11 +3,11 @@
 import ast
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from tad_envs import didactic, hallway, matrix, mpe, partial, relay
+from tad_envs import continuous, didactic, hallway, matrix, mpe, partial, relay
 from tad_envs.struct import check_arguments, lookup, require
 from tad_envs.types import Environment
 
@@ -89,16 +89,29 @@ def _named(env: Environment, name: str) -> Environment:
 def _published(key: str) -> Factory:
     """The factory of one row of the payoff table."""
 
-    def game(*, repeats: int = 1, pad_to: int | None = None) -> matrix.MatrixGame:
-        return matrix.published(key, repeats=repeats, pad_to=pad_to)
+    def game(*, repeats: int = 1, pad_to: int | None = None, blind: bool = False) -> matrix.MatrixGame:
+        return matrix.published(key, repeats=repeats, pad_to=pad_to, blind=blind)
 
     game.__doc__ = matrix.PAYOFFS[key].source
+    return game
+
+
+def _one_shot(key: Literal["product", "two_quadratics", "facmac"]) -> Factory:
+    """The factory of one continuous game."""
+
+    def game() -> continuous.OneShot:
+        return continuous.OneShot(game=key)
+
+    game.__doc__ = continuous.GAMES[key].source
     return game
 
 
 def _register_all() -> None:
     for key in matrix.PAYOFFS:
         register(f"matrix/{key}", _published(key))
+    register("matrix/product", _one_shot("product"))
+    register("two_quadratics", _one_shot("two_quadratics"))
+    register("facmac", _one_shot("facmac"))
     for factory in (
         matrix.custom,
         matrix.penalty,

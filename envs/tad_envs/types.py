@@ -27,7 +27,7 @@ class Observation(NamedTuple):
     state: Float[Array, "S"]
     """The global state, for training only."""
     legal: Bool[Array, "N A"]
-    """Actions that may be taken (``[N, D]``, all True, if actions are continuous)."""
+    """Actions that may be taken; ``[N, D]``, the dimensions an agent has, if actions are continuous."""
     alive: Bool[Array, "N"]
     """Agents that act and are counted in losses and statistics."""
 

@@ -6,9 +6,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jaxmarl_tad.algorithms.deterministic import ddpg
 from jaxmarl_tad.algorithms.joint import tad_ppo
-from jaxmarl_tad.algorithms.policy import ppo
-from jaxmarl_tad.algorithms.value import q_learning
+from jaxmarl_tad.algorithms.policy import actor_critic, coma, pareto_ac, ppo
+from jaxmarl_tad.algorithms.value import pqn, q_learning, qtran
 from jaxmarl_tad.config import concrete, config_of
 from jaxmarl_tad.sweep import Make
 from tad_envs import Spec, lookup, require
@@ -25,7 +26,7 @@ class Method(NamedTuple):
     """Values of config fields that depend on the environment's sizes; refuses what cannot be."""
     fixed: dict[str, Any]
     """The config fields that make this name this method."""
-    family: Literal["policy", "value", "joint"]
+    family: Literal["policy", "value", "joint", "deterministic"]
     execution: Literal["decentralised", "centralised"]
     paper: str
     actions: tuple[str, ...] = ("discrete",)
@@ -50,26 +51,60 @@ class Method(NamedTuple):
         )
         logits = getattr(config, "initial_logits", 0.0)
         if concrete(logits):
+            width, what = (
+                spec.n_actions or spec.action_dim,
+                "actions" if spec.discrete else "dimensions",
+            )
             require(
-                np.shape(logits) in ((), (spec.n_actions,), (spec.n_agents, spec.n_actions)),
+                np.shape(logits) in ((), (width,), (spec.n_agents, width)),
                 f"{self.name}: initial_logits of shape {np.shape(logits)} must have one number for "
-                f"each of {spec.n_actions} actions, or such a row for each of {spec.n_agents} agents.",
+                f"each of {width} {what}, or such a row for each of {spec.n_agents} agents.",
             )
         return dataclasses.replace(config, **self.resolve(config, spec))
 
 
+BOTH = ("discrete", "continuous")
+
 _ROWS = (
     Method(
         "ippo", ppo.make, ppo.Config, ppo.resolve, {"critic": "local"},
-        "policy", "decentralised", "de Witt et al. 2020",
+        "policy", "decentralised", "de Witt et al. 2020", actions=BOTH,
     ),
     Method(
         "mappo", ppo.make, ppo.Config, ppo.resolve, {"critic": "state"},
-        "policy", "decentralised", "Yu et al. 2022",
+        "policy", "decentralised", "Yu et al. 2022", actions=BOTH,
+    ),
+    Method(
+        "ia2c", actor_critic.make, actor_critic.Config, actor_critic.resolve,
+        {"critic": "local", "epochs": 1},
+        "policy", "decentralised", "Mnih et al. 2016; Papoudakis et al. 2021",
+    ),
+    Method(
+        "maa2c", actor_critic.make, actor_critic.Config, actor_critic.resolve,
+        {"critic": "state", "epochs": 1},
+        "policy", "decentralised", "Papoudakis et al. 2021",
+    ),
+    Method(
+        "ippo_epymarl", actor_critic.make, actor_critic.Config, actor_critic.resolve,
+        {"critic": "local"},
+        "policy", "decentralised", "Papoudakis et al. 2021",
+    ),
+    Method(
+        "mappo_epymarl", actor_critic.make, actor_critic.Config, actor_critic.resolve,
+        {"critic": "state"},
+        "policy", "decentralised", "Papoudakis et al. 2021",
+    ),
+    Method(
+        "coma", coma.make, coma.Config, coma.resolve, {},
+        "policy", "decentralised", "Foerster et al. 2018",
+    ),
+    Method(
+        "pareto_ac", pareto_ac.make, pareto_ac.Config, pareto_ac.resolve, {},
+        "policy", "decentralised", "Christianos et al. 2022",
     ),
     Method(
         "tad_ppo", tad_ppo.make, tad_ppo.Config, tad_ppo.resolve, {},
-        "joint", "centralised", "Ye et al. 2022",
+        "joint", "centralised", "Ye et al. 2022", actions=BOTH,
     ),
     Method(
         "iql", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "none"},
@@ -80,8 +115,43 @@ _ROWS = (
         "value", "decentralised", "Sunehag et al. 2018",
     ),
     Method(
-        "qmix", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "qmix"},
+        "qmix", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "qmix", "weighting": "none"},
         "value", "decentralised", "Rashid et al. 2018",
+    ),
+    Method(
+        "qplex", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "qplex"},
+        "value", "decentralised", "Wang et al. 2021",
+    ),
+    Method(
+        "ow_qmix", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "qmix", "weighting": "optimistic"},
+        "value", "decentralised", "Rashid et al. 2020",
+    ),
+    Method(
+        "cw_qmix", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "qmix", "weighting": "central"},
+        "value", "decentralised", "Rashid et al. 2020",
+    ),
+    Method(
+        "qtran", qtran.make, qtran.Config, qtran.resolve, {"form": "base"},
+        "value", "decentralised", "Son et al. 2019",
+    ),
+    Method(
+        "qtran_alt", qtran.make, qtran.Config, qtran.resolve, {"form": "alt"},
+        "value", "decentralised", "Son et al. 2019",
+    ),
+    Method(
+        "pqn_vdn", pqn.make, pqn.Config, pqn.resolve, {},
+        "value", "decentralised", "Gallici et al. 2025",
+    ),
+    Method(
+        "maddpg", ddpg.make, ddpg.Config, ddpg.resolve, {"mixer": "none"},
+        "deterministic", "decentralised", "Lowe et al. 2017", actions=BOTH,
+    ),
+    Method(
+        "facmac", ddpg.make, ddpg.Config, ddpg.resolve, {"mixer": "qmix"},
+        "deterministic", "decentralised", "Peng et al. 2021", actions=BOTH,
     ),
 )  # fmt: skip
 

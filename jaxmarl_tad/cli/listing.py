@@ -56,7 +56,7 @@ def _game(name: str) -> dict[str, Any]:
     return {
         "environment": name,
         "agents": game.spec.n_agents,
-        "actions": f"{game.spec.n_actions} {_kind(game)}",
+        "actions": f"{game.spec.n_actions or game.spec.action_dim} {_kind(game)}",
         "horizon": game.spec.horizon,
         "methods": _valid(game),
     }

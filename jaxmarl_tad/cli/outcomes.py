@@ -195,12 +195,15 @@ def _named(pairs: list[Any]) -> dict[str, Environment]:
 
 def _optimum(game: Environment | None) -> float | None:
     """The best possible return, where every episode of a policy is the same and it is soon found."""
-    if not isinstance(game, FiniteEnvironment) or not game.spec.discrete:
-        return None
     import jax
 
     from tad_envs import solve
 
+    if hasattr(game, "known"):  # a continuous game that knows its optimum in closed form
+        assert game is not None
+        return solve(game).value
+    if not isinstance(game, FiniteEnvironment) or not game.spec.discrete:
+        return None
     spec = game.spec
     if spec.n_actions**spec.n_agents * spec.horizon > _FEW_CELLS:
         return None

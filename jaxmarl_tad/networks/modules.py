@@ -88,10 +88,11 @@ class SumHead(nn.Module):
     agents: int
     actions: int
     identity: bool
+    dimensions: int = 0
 
     def setup(self) -> None:
         """Layers of the reader, and the rows that choices add."""
-        self.embed = nn.Embed(self.agents * self.actions, self.hidden[0])
+        self.embed = nn.Embed(self.agents * (self.actions or 1 + self.dimensions), self.hidden[0])
         self.layers = [nn.Dense(width) for width in self.hidden]
         self.norms = [nn.LayerNorm() for _ in self.hidden]
         self.out = nn.Dense(self.outputs)
@@ -102,7 +103,7 @@ class SumHead(nn.Module):
 
     def token(self, features: Array, agent: Array, action: Array) -> Array:
         """The row E[j, a_j]."""
-        return self.embed(agent * self.actions + action)
+        return _row(self.embed, agent, action, self.actions, self.dimensions)
 
     def read(self, features: Array, agent: Array, prefix: Array) -> Array:
         """Outputs ``[outputs]`` for the agent to move."""
@@ -113,7 +114,8 @@ class SumHead(nn.Module):
 
     def __call__(self, features: Array, agent: Array) -> Array:
         """Touch every layer, so that one call shows all parameter shapes."""
-        return self.read(features, agent, self.token(features, agent, agent))
+        action = jnp.zeros(self.dimensions) if self.dimensions else agent
+        return self.read(features, agent, self.token(features, agent, action))
 
 
 class AttentionHead(nn.Module):
@@ -124,11 +126,12 @@ class AttentionHead(nn.Module):
     agents: int
     actions: int
     identity: bool
+    dimensions: int = 0
 
     def setup(self) -> None:
         """Projections of the reader and of the choices, and the reader's layers."""
         width = self.hidden[0]
-        self.embed = nn.Embed(self.agents * self.actions, width)
+        self.embed = nn.Embed(self.agents * (self.actions or 1 + self.dimensions), width)
         self.start = nn.Embed(2, width)
         self.query, self.key, self.value = nn.Dense(width), nn.Dense(width), nn.Dense(width)
         self.layers = [nn.Dense(w) for w in self.hidden]
@@ -142,7 +145,8 @@ class AttentionHead(nn.Module):
 
     def token(self, features: Array, agent: Array, action: Array) -> dict[str, Array]:
         """Key and value of (features, j, a_j) in slot j."""
-        x = jnp.concatenate([self.embed(agent * self.actions + action), features])
+        row = _row(self.embed, agent, action, self.actions, self.dimensions)
+        x = jnp.concatenate([row, features])
         slot = jax.nn.one_hot(agent, self.agents)
         return {
             "key": slot[:, None] * self.key(x),
@@ -166,7 +170,16 @@ class AttentionHead(nn.Module):
 
     def __call__(self, features: Array, agent: Array) -> Array:
         """Touch every layer, so that one call shows all parameter shapes."""
-        return self.read(features, agent, self.token(features, agent, agent))
+        action = jnp.zeros(self.dimensions) if self.dimensions else agent
+        return self.read(features, agent, self.token(features, agent, action))
+
+
+def _row(embed: nn.Embed, agent: Array, action: Array, actions: int, dimensions: int) -> Array:
+    """E[j, a_j]; of continuous actions E[j, 0] + Σ_d a_jd E[j, d]."""
+    if not dimensions:
+        return embed(agent * actions + action)
+    rows = embed(agent * (1 + dimensions) + jnp.arange(1 + dimensions))
+    return rows[0] + action @ rows[1:]
 
 
 def _reader(features: Array, agent: Array, agents: int, identity: bool) -> Array:

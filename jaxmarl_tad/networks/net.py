@@ -29,7 +29,7 @@ class Net(NamedTuple):
 
     init: Callable[[Key], Params]
     start: Callable[[], Memory]
-    apply: Callable[[Params, Memory, Array], tuple[Array, Memory]]
+    apply: Callable[[Params, Memory, Any], tuple[Array, Memory]]
 
 
 def network(
@@ -83,6 +83,41 @@ def table(rows: int, outputs: int, scale: float = 0.01) -> Net:
         start=lambda: (),
         apply=lambda params, memory, index: (params[index], memory),
     )
+
+
+def multilinear(rows: int, agents: int, actions: int) -> Net:
+    """A table of a number for each joint action, fed ``(index, actions [..., N, A])``.
+
+    Of mixtures of actions it gives the expectation, so that it is differentiable in them.
+    """
+
+    def apply(params: Params, memory: Memory, x: tuple[Array, Array]) -> tuple[Array, Memory]:
+        index, chosen = x
+        number = params[index]
+        for agent in range(agents):
+            number = number.reshape(*number.shape[:-1], actions, -1)
+            number = jnp.einsum("...ar,...a->...r", number, chosen[..., agent, :])
+        return number, memory
+
+    return Net(lambda key: jnp.zeros((rows, actions**agents)), lambda: (), apply)
+
+
+def with_spread(net: Net, dimensions: int, first: float) -> Net:
+    """``net`` of the means, with ``dimensions`` free parameters behind them that nothing is fed to."""
+
+    def apply(params: Params, memory: Memory, x: Array) -> tuple[Array, Memory]:
+        mean, memory = net.apply(params["mean"], memory, x)
+        return beside(mean, params["spread"]), memory
+
+    return net._replace(
+        init=lambda key: {"mean": net.init(key), "spread": jnp.full(dimensions, first, jnp.float32)},
+        apply=apply,
+    )
+
+
+def beside(mean: Float[Array, "*batch D"], spread: Float[Array, "D"]) -> Float[Array, "*batch K"]:
+    """Means, and behind each of them the same ``spread``."""
+    return jnp.concatenate([mean, jnp.broadcast_to(spread, mean.shape)], axis=-1)
 
 
 def normal(key: Key, shape: tuple[int, ...], scale: float) -> Array:

@@ -8,6 +8,8 @@ teacher-forced log-probabilities equal the sequential ones.
 * ``table``: the token is a digit of a mixed-radix code (0: not chosen yet), the sum indexes a row;
 * ``sum``: the token is a row added in the first hidden layer;
 * ``attention``: the token is a key and a value in the chooser's slot, the reader attends to slots.
+
+A continuous action leaves the row of the chooser and, for each dimension, a row times its number.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jaxmarl_tad.networks.net import Kind, draw, normal
+from jaxmarl_tad.networks.net import Kind, beside, draw, normal
 from jaxmarl_tad.types import Key, Params
 
 Prefix = Any
@@ -31,8 +33,8 @@ class Head(NamedTuple):
     init: Callable[[Key], Params]
     empty: Callable[[], Prefix]
     """The prefix before anybody has chosen."""
-    token: Callable[[Params, Array, Int[Array, ""], Int[Array, ""]], Prefix]
-    """``(params, features, agent, action)``: what the choice adds to the prefix."""
+    token: Callable[[Params, Array, Int[Array, ""], Array], Prefix]
+    """``(params, features, agent, action)``: what a choice, an index or ``[D]``, adds to the prefix."""
     read: Callable[[Params, Array, Int[Array, ""], Prefix], Array]
     """``(params, features, agent, prefix) -> [outputs]``."""
 
@@ -77,19 +79,21 @@ def head(
     agents: int,
     actions: int,
     identity: bool,
+    dimensions: int = 0,
     hidden: tuple[int, ...] = (64, 64),
     gain: float = 1.0,
 ) -> Head:
     """A head with ``outputs`` outputs; ``features`` is a row index (table) or ``[inputs]`` floats.
 
-    ``identity`` says whether a reader is told its own index; who chose what is always told.
+    ``identity`` says whether a reader is told its own index; who chose what is always told. Actions
+    are ``dimensions`` numbers unless that is 0.
     """
     if kind == "table":
         return _table(inputs, outputs, agents, actions, identity, gain)
     from jaxmarl_tad.networks.modules import AttentionHead, SumHead
 
     architecture = SumHead if read == "sum" else AttentionHead
-    module = architecture(hidden, outputs, agents, actions, identity)
+    module = architecture(hidden, outputs, agents, actions, identity, dimensions)
     shapes = jax.eval_shape(
         lambda: module.init(jax.random.key(0), jnp.zeros(inputs), jnp.zeros((), jnp.int32))
     )
@@ -98,6 +102,16 @@ def head(
         empty=module.empty,
         token=lambda p, x, agent, action: module.apply(p, x, agent, action, method="token"),
         read=lambda p, x, agent, prefix: module.apply(p, x, agent, prefix, method="read"),  # type: ignore[return-value]
+    )
+
+
+def with_spread(head: Head, dimensions: int, first: float) -> Head:
+    """``head`` of the means, with free parameters behind them, as :func:`networks.net.with_spread`."""
+    return Head(
+        init=lambda key: {"mean": head.init(key), "spread": jnp.full(dimensions, first, jnp.float32)},
+        empty=head.empty,
+        token=lambda p, x, agent, action: head.token(p["mean"], x, agent, action),
+        read=lambda p, x, agent, prefix: beside(head.read(p["mean"], x, agent, prefix), p["spread"]),
     )
 
 

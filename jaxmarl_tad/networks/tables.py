@@ -17,7 +17,8 @@ from jaxmarl_tad.types import Params
 from tad_envs import Environment, Real, Spec
 
 Logits = Real | Float[Array, "..."]
-"""0 for none, ``[A]`` for every agent, or ``[N, A]`` by agent."""
+"""0 for none, ``[A]`` for every agent, or ``[N, A]`` by agent; means ``[D]``, ``[N, D]`` in units of
+the actions' range if they are continuous."""
 
 
 def biased(table: Params, initial_logits: Logits, kind: Kind, spec: Spec, share: Sharing) -> Params:
@@ -28,7 +29,8 @@ def biased(table: Params, initial_logits: Logits, kind: Kind, spec: Spec, share:
     """
     if kind != "table":
         return table
-    by_agent = jnp.broadcast_to(jnp.asarray(initial_logits), (spec.n_agents, spec.n_actions))
+    width = spec.n_actions or spec.action_dim
+    by_agent = jnp.broadcast_to(jnp.asarray(initial_logits), (spec.n_agents, width))
     if share.sets > 1:
         return table + by_agent[:, None, :]
     if not share.identity:

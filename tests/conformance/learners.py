@@ -7,6 +7,7 @@ the names of its config's fields. Distillation is one more learner, with a teach
 import contextlib
 import functools
 import itertools
+import sys
 from typing import NamedTuple
 
 import jax
@@ -36,19 +37,24 @@ SMALL = {
     "hidden": (8,),
     "embed": 4,
     "hyper": 4,
+    "heads": 2,
+    "layers": 2,
+    "central": (8,),
     "lr": 0.01,
 }
 
 
 class Case(NamedTuple):
-    """A method with one choice of memory and sharing."""
+    """A method with one choice of memory and sharing, and the kind of actions."""
 
     method: str
     memory: str
     sharing: str
+    actions: str = "discrete"
 
     def __str__(self):
-        return f"{self.method}-{self.memory}-{self.sharing}"
+        kind = "" if self.actions == "discrete" else f"-{self.actions}"
+        return f"{self.method}-{self.memory}-{self.sharing}{kind}"
 
     @property
     def config(self):
@@ -62,9 +68,11 @@ class Case(NamedTuple):
         """Small settings, as far as the method has them; ``given`` wins."""
         known = {*leaf_fields(self.config), *static_fields(self.config)}
         fields = {**SMALL, "memory": self.memory, "sharing": self.sharing}
-        if self.method != DISTILL and METHODS[self.method].family == "value":
+        if hasattr(self.config, "first_episodes"):  # it collects whole episodes
             fields["steps"] = spec.horizon
         fields["total_steps"] = ITERATIONS * fields["envs"] * fields["steps"]
+        if self.method != DISTILL:
+            known -= METHODS[self.method].fixed.keys()
         fields = {name: value for name, value in fields.items() if name in known}
         return fields | given
 
@@ -81,11 +89,11 @@ def every_case():
 
 
 def two_cases():
-    """Per method its defaults, and one other pair of memory and sharing."""
+    """Per method its defaults for each kind of actions, and one other pair of memory and sharing."""
     cases = []
     for row in METHODS.values():
         default = row.config()
-        cases.append(Case(row.name, default.memory, default.sharing))
+        cases += [Case(row.name, default.memory, default.sharing, kind) for kind in row.actions]
         other = "gru" if "gru" in row.memory else row.memory[-1]
         alone = "none" if "none" in row.sharing else row.sharing[-1]
         cases.append(Case(row.name, other, alone))
@@ -93,9 +101,23 @@ def two_cases():
     return list(dict.fromkeys(cases))
 
 
+def team_value(name, params, config, spec, extras, action, observation):
+    """What a method of the value family holds joint actions to be worth, ``[*batch, K]``.
+
+    Each such method's module has ``team_value(config, spec)``; ``extras`` are those of its policy.
+    """
+    told, total = sys.modules[METHODS[name].make.__module__].team_value(config, spec)
+    view = told.view
+    for _ in range(action.ndim - 1):
+        view = jax.vmap(view)
+    seen = observation._replace(state=view(observation.state))
+    return total(params, extras.get("told", extras["q"]), action, seen)
+
+
 def skirmish(case, **leaves):
     """The skirmish in the form that gives ``case`` its default network."""
-    return Skirmish(one_hot=case.memory == "none", **leaves)
+    continuous = case.actions == "continuous"
+    return Skirmish(one_hot=case.memory == "none", continuous=continuous, **leaves)
 
 
 def algorithm(case, env, **given):

@@ -122,6 +122,9 @@ class Skirmish:
     episode early, after the first step, if every living agent chooses 1; after four steps the clock
     cuts it off. Action 2 is never legal for agent 1, and in the second and fourth step action 1 is not
     legal for agent 2, unless ``one_hot``, where what is legal does not change.
+
+    If ``continuous``, agents have three dimensions instead, or those that would be legal actions; a
+    positive first number is action 1, anything else action 0, and with ``only`` all is action 0.
     """
 
     after: Real = 0.0
@@ -137,6 +140,7 @@ class Skirmish:
     still: Real = 0.0
     """If not 0, everybody always sees 0: with ``only``, episodes do not differ."""
     one_hot: bool = False
+    continuous: bool = False
     name: str = ""
 
     @property
@@ -146,8 +150,11 @@ class Skirmish:
             obs_dim=10 if self.one_hot else 4,
             state_dim=40 if self.one_hot else 5,
             horizon=4,
-            n_actions=3,
+            n_actions=0 if self.continuous else 3,
+            action_dim=3 if self.continuous else 0,
+            discrete=not self.continuous,
             one_hot=self.one_hot,
+            bounds=(-2.0, 2.0) if self.continuous else None,
         )
 
     def _alive(self, state):
@@ -185,6 +192,8 @@ class Skirmish:
     def step(self, key, state, action):
         del key
         alive = self._alive(state)
+        if self.continuous:
+            action = ((action[:, 0] > 0) & (jnp.asarray(self.only) == 0)).astype(jnp.int32)
         illegal = alive & ~jnp.take_along_axis(self._legal(state), action[:, None], axis=1)[:, 0]
         right = jnp.sum((action == state.bits) & alive) / jnp.sum(alive)
         reward = right + jnp.asarray(self.forbidden) * jnp.any(illegal)

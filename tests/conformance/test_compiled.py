@@ -17,7 +17,6 @@ import jaxmarl_tad as jt
 from jaxmarl_tad import programs
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.evaluate import score
-from jaxmarl_tad.networks.mixers import mixer
 from jaxmarl_tad.rollout import begin, rollout
 from jaxmarl_tad.sweep import run_chunk
 from jaxmarl_tad.train import train
@@ -171,7 +170,8 @@ def test_one_legal_action_leaves_everything_finite(case):
     action, _, _ = jax.jit(policy.act)(
         jax.random.key(0), policy.start(), env.reset(jax.random.key(1))[1]
     )
-    assert action.tolist() == [0, 0, 0]
+    if env.spec.discrete:
+        assert action.tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.decentralised], ids=str)
@@ -244,7 +244,9 @@ with_ratio = [c for c in METHOD_CASES if METHODS[c.method].family in ("policy", 
 def test_the_ratio_is_one_before_anything_is_learned(case):
     """Six steps of episodes of at most four, and memories carried from one rollout to the next."""
     run, _ = watched(case)
-    assert not np.allclose(run.curves["ratio"], 1.0, atol=1e-6)
+    row = METHODS[case.method]
+    passes = row.fixed.get("epochs", getattr(run.config, "epochs", 1))  # over one batch
+    assert np.allclose(run.curves["ratio"], 1.0, atol=2e-6) == (passes == 1)
     still = learners.watch(case, learners.skirmish(case), lr=0.0)
     np.testing.assert_allclose(still.trained.curves["ratio"], 1.0, rtol=0, atol=2e-6)
     assert_same_bits(still.states[0].params, still.states[-1].params)
@@ -301,7 +303,7 @@ def test_learned_values_are_those_acted_on(case):
     """Forced actions make all episodes equal: the learner's mean of Q is the actor's."""
     leaves = {"only": 1.0, "still": 1.0}
     env = learners.skirmish(case, **leaves)
-    run = learners.watch(case, env, lr=0.0).trained
+    run = learners.watch(case, env, lr=0.0, steps=env.spec.horizon).trained
     policy = run.policy(greedy=True)
     seen = [env.reset(jax.random.key(0))]
     for _ in range(3):
@@ -309,16 +311,14 @@ def test_learned_values_are_those_acted_on(case):
         seen.append((state, step.observation))
     observations = jax.tree.map(lambda *x: jnp.stack(x)[:, None], *(o for _, o in seen))
     _, extras = stepwise(policy, observations, jnp.arange(4)[:, None] == 0)
-    own = np.asarray(extras["q"][:, 0, :, 0])  # Q_i(τ_i, 0), [T, N]
-    alive = np.asarray(observations.alive[:, 0])
-    kind = run.config.mixer
-    if kind == "none":
-        expected = own[alive].mean()
-    else:
-        mixing = mixer(kind, run.config.network, env.spec, embed=4, hidden=4)
-        params = jax.tree.map(lambda x: x[0], run.state.params.mixer)
-        states = jax.vmap(jax.vmap(mixing.view))(observations.state)
-        expected = mixing.mix(params, jnp.where(alive, own, 0.0)[:, None], states).mean()
+    params = jax.tree.map(lambda x: x[0], run.state.params)
+    nothing = jnp.zeros((4, 1, 3), jnp.int32)
+    values = np.asarray(
+        learners.team_value(case.method, params, run.config, env.spec, extras, nothing, observations)
+    )
+    # Agents that have values of their own have none once they are dead.
+    counts = observations.alive if values.shape[-1] > 1 else np.ones(values.shape, bool)
+    expected = values[np.asarray(counts)].mean()
     np.testing.assert_allclose(run.curves["q"], expected, rtol=1e-5, atol=1e-6)
 
 

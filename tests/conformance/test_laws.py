@@ -10,16 +10,20 @@ from jax.experimental.key_reuse._core import check_key_reuse_jaxpr
 from jax.extend import core as jax_core
 
 import jaxmarl_tad as jt
+from jaxmarl_tad.algorithms import METHODS
 
 CASES = learners.every_case()
-GAMES = ("matrix/climbing", "hallway")
-PAIRS = [
-    (case, game)
-    for case in CASES
-    for game in GAMES
-    # The hallway adds time; with one sharing it has said what it can.
-    if game == GAMES[0] or case.sharing == "full_id"
-]
+GAMES = ("matrix/climbing", "hallway", "matrix/product")
+
+
+def says_something(case, game):
+    """The hallway adds time, the product numbers; with one sharing they have said what they can."""
+    if game == GAMES[2] and case.method != learners.DISTILL:
+        return case.sharing == "full_id" and "continuous" in METHODS[case.method].actions
+    return game == GAMES[0] or case.sharing == "full_id"
+
+
+PAIRS = [(case, game) for case in CASES for game in GAMES if says_something(case, game)]
 MEMBERS = 2
 
 
@@ -57,7 +61,12 @@ def equations(jaxpr):
             yield from equations(inner)
 
 
-@pytest.fixture(params=PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1].partition('/')[0]}", scope="module")
+def named(pair):
+    case, game = pair
+    return f"{case}-{'product' if game == GAMES[2] else game.partition('/')[0]}"
+
+
+@pytest.fixture(params=PAIRS, ids=named, scope="module")
 def program(request):
     return traced(*request.param)
 
@@ -85,8 +94,9 @@ def test_metrics_are_scalars(program):
 def test_actions_have_the_shape_of_the_spec(program):
     env, made = program
     action, _, _ = made["act"][1]
-    assert action.shape == (MEMBERS, env.spec.n_agents)
-    assert action.dtype == jnp.int32
+    numbers = () if env.spec.discrete else (env.spec.action_dim,)
+    assert action.shape == (MEMBERS, env.spec.n_agents, *numbers)
+    assert action.dtype == (jnp.int32 if env.spec.discrete else jnp.float32)
 
 
 def test_the_state_holds_no_key(program):

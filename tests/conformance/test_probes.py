@@ -5,16 +5,19 @@ where to look; :mod:`conformance.probes` has the list.
 """
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conformance import learners
 from conformance.probes import PROBES
 
 import jaxmarl_tad as jt
 from jaxmarl_tad.algorithms import METHODS
-from jaxmarl_tad.networks.mixers import mixer
+from jaxmarl_tad.algorithms.deterministic import ddpg
+from jaxmarl_tad.config import leaf_fields, static_fields
 from tad_envs import check, solve
 
 SEEDS, GAMMA = 16, 0.8
@@ -27,13 +30,17 @@ BUDGET = {
     "joint": {"total_steps": 19_200, "envs": 32, "entropy_coef": 0.0},
     # The default is for games of one step; values of what goes on for ever take longer.
     "value": {"total_steps": 19_200},
+    "deterministic": {"total_steps": 19_200},
 }
 """Settings beyond the defaults, per family: didactic budgets are for 128 environments."""
 
 
 @functools.cache
 def learned(name):
-    fields = BUDGET.get(METHODS[name].family, {})
+    config = METHODS[name].config
+    known = {*leaf_fields(config), *static_fields(config)}
+    budget = BUDGET.get(METHODS[name].family, {})
+    fields = {field: value for field, value in budget.items() if field in known}
     games = list(PROBES.values())
     return jt.run(name, games, seeds=SEEDS, evaluations=2, gamma=GAMMA, **fields)
 
@@ -56,40 +63,68 @@ def values_at(name, probe, bits=0, clock=0):
     mine = members_of(probe)
     seen = state_at(probe, bits, clock)
     if METHODS[name].family == "value":
-        mixing = mixer(
-            run.config.mixer,
-            run.config.network,
-            PROBES[probe].spec,
-            embed=run.config.embed,
-            hidden=run.config.hyper,
-        )
 
         @jax.jit
         @jax.vmap
         def values(member, state):
             policy = run.plan.make(member.config, member.source).policy(state, greedy=True)
             action, _, extras = policy.act(jax.random.key(0), policy.start(), seen)
-            own = jnp.take_along_axis(extras["q"], action[:, None], axis=1)[:, 0]
-            told = jax.tree.map(lambda x: x[None, None], mixing.view(seen.state))
-            return mixing.mix(state.params.mixer, own[None, None], told)
+            spec = PROBES[probe].spec
+            return learners.team_value(name, state.params, run.config, spec, extras, action, seen)
 
         return np.asarray(values(*jax.tree.map(lambda x: x[mine], (run.stacked, run.state)))).reshape(
             SEEDS, -1
         )
 
+    if METHODS[name].family == "deterministic":
+        critic, spec = ddpg.critic_of(run.config, PROBES[probe].spec), PROBES[probe].spec
+
+        @jax.jit
+        @jax.vmap
+        def critics(member, state):
+            policy = run.plan.make(member.config, member.source).policy(state, greedy=True)
+            action, _, _ = policy.act(jax.random.key(0), policy.start(), seen)
+            told = jax.tree.map(lambda x: x[None, None], (seen, jax.nn.one_hot(action, spec.n_actions)))
+            return critic.values(state.params.critic, *told)
+
+        own = jax.tree.map(lambda x: x[mine], (run.stacked, run.state))
+        return np.asarray(critics(*own)).reshape(SEEDS, -1)
+
     assert run.config.network == "table"
     assert run.config.sharing == "full_id"
     state, rows = run.state, int(jnp.argmax(seen.state))
     table = state.params.critic
+    if not hasattr(run.config, "critic") and METHODS[name].family == "policy":
+        return values_played(name, seen, mine)
     if METHODS[name].family == "joint":
         table, rows = table["head"], rows * 3 ** (3 - 1)  # agent 0's row where nobody has chosen yet
     elif run.config.critic == "local":
         rows = [4 * agent + int(jnp.argmax(seen.agents[agent])) for agent in range(3)]
     predicted = np.asarray(table)[mine, 0, rows, 0].reshape(SEEDS, -1)
+    if not hasattr(state, "scale"):
+        return predicted
     weight = np.asarray(state.scale.weight)[mine, None]
     mean = np.asarray(state.scale.mean)[mine, None] / weight
     square = np.asarray(state.scale.square)[mine, None] / weight
     return mean + predicted * np.sqrt(np.maximum(square - mean**2, 1e-2))
+
+
+def values_played(name, seen, mine):
+    """The critic's value of the greedy joint action, where it values actions and not observations."""
+    run = learned(name)
+    module = sys.modules[METHODS[name].make.__module__]
+    spec = PROBES["constant"].spec
+
+    @jax.jit
+    @jax.vmap
+    def values(member, state):
+        policy = run.plan.make(member.config, member.source).policy(state, greedy=True)
+        action, _, _ = policy.act(jax.random.key(0), policy.start(), seen)
+        critic = state.params.critic
+        table = critic.reshape(-1, critic.shape[-1])  # one set for all agents
+        return table[module.entry_played(spec, seen.state, action)]
+
+    return np.asarray(values(*jax.tree.map(lambda x: x[mine], (run.stacked, run.state))))
 
 
 KNOWN = [

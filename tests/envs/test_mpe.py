@@ -42,15 +42,27 @@ class Slow:
                 force += 100 * overlap * away / distance
         return force
 
-    def step(self, action):
-        """Advance; returns each agent's own reward, in JaxMARL's scale."""
+    def chosen(self, action):
+        """Thrusts of the bodies, of one of five moves or as given; what is said is noted."""
+        if np.ndim(action) == 2:  # numbers, of which pairs of JaxMARL's give the thrusts
+            thrust = np.clip(action, -1, 1)
+            if self.game == "speaker_listener":
+                self.word, thrust = (1 + thrust[:1]) / 2, thrust[1:]
+            if self.game == "reference":
+                self.word = (1 + thrust[:, 2:]) / 2
+            return thrust[:, :2]
         move = list(action)
         if self.game == "speaker_listener":
             self.word, move = np.eye(3)[action[:1]], [action[1]]
         if self.game == "reference":
             self.word, move = np.eye(10)[[a // 5 for a in action]], [a % 5 for a in action]
+        return MOVES[move]
+
+    def step(self, action):
+        """Advance; returns each agent's own reward, in JaxMARL's scale."""
+        thrust = self.chosen(action)
         bodies = range(len(self.x))
-        force = [5 * MOVES[move[i]] for i in bodies]
+        force = [5 * thrust[i] for i in bodies]
         if self.game == "spread":
             force = [force[i] + self.contact(i) for i in bodies]
         for i in bodies:
@@ -105,9 +117,11 @@ def start(env, seed):
 
 
 def random_actions(env, steps, seed):
-    """Random legal joint actions ``[steps, N]``."""
+    """Random legal joint actions ``[steps, N]``; numbers, also beyond the range, ``[steps, N, D]``."""
     legal = np.asarray(start(env, 0)[1].legal)
     rng = np.random.default_rng(seed)
+    if not env.spec.discrete:
+        return rng.uniform(-1.5, 1.5, (steps, *legal.shape)).astype(np.float32)
     return rng.integers(0, legal.sum(axis=1), (steps, env.spec.n_agents)).astype(np.int32)
 
 
@@ -115,12 +129,15 @@ def padded(views, width):
     return np.stack([np.pad(view, (0, width - len(view))) for view in views])
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS)
-@pytest.mark.parametrize("game", [*GAMES, "spread_5"])
-def test_steps_follow_the_rules(game, integrator):
+RULES = [(game, kind, "discrete") for game in [*GAMES, "spread_5"] for kind in INTEGRATORS]
+RULES += [(game, "pettingzoo", "continuous") for game in GAMES]
+
+
+@pytest.mark.parametrize(("game", "integrator", "kind"), RULES)
+def test_steps_follow_the_rules(game, integrator, kind):
     sizes = {"n_agents": 5} if game == "spread_5" else {}
     game = game.removesuffix("_5")
-    env = make(f"mpe/{game}", integrator=integrator, **sizes)
+    env = make(f"mpe/{game}", integrator=integrator, actions=kind, **sizes)
     for seed in range(4):
         state, seen = start(env, seed)
         # A quarter of the plane in every second episode, so that bodies collide.
@@ -164,17 +181,31 @@ def world_of(game, part, t):
     )
 
 
+def as_numbers(game, action):
+    """Moves and words ``[T, E, N]`` as the thrusts and loudnesses that they mean, ``[T, E, N, D]``."""
+    if game == "reference":
+        words = 2 * np.eye(10)[action // 5] - 1
+        return np.concatenate([MOVES[action % 5], words], axis=-1).astype(np.float32)
+    if game == "speaker_listener":
+        moved = np.pad(MOVES[action[..., 1]], [(0, 0), (0, 0), (0, 1)])
+        return np.stack([2 * np.eye(3)[action[..., 0]] - 1, moved], axis=2).astype(np.float32)
+    return MOVES[action].astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
 @pytest.mark.parametrize("game", [*GAMES, "spread_5"])
-def test_transitions_are_those_of_jaxmarl(game):
+def test_transitions_are_those_of_jaxmarl(game, kind):
     """Written by `record_jaxmarl.py` with JaxMARL 0.2.0, whose rewards come one per agent."""
     part = lambda name: RECORDED[f"{game}/{name}"]  # noqa: E731
     sizes = {"n_agents": 5} if game == "spread_5" else {}
-    env = make(f"mpe/{game.removesuffix('_5')}", **sizes)
+    env = make(f"mpe/{game.removesuffix('_5')}", actions=kind, **sizes)
+    taken = part("action").astype(np.int32)
+    taken = taken if kind == "discrete" else as_numbers(game, taken)
     steps = part("action").shape[0]
     worlds = [world_of(game, part, t) for t in range(steps + 1)]
     before, after = (jax.tree.map(lambda *x: np.stack(x), *part) for part in (worlds[:-1], worlds[1:]))
     advance = jax.jit(jax.vmap(jax.vmap(lambda s, a: env.step(jax.random.key(0), s, a))))
-    reached, step = jax.device_get(advance(before, part("action").astype(np.int32)))
+    reached, step = jax.device_get(advance(before, taken))
     own = part("reward")
     team = own[..., 0] if game == "speaker_listener" else own.sum(-1)
     np.testing.assert_allclose(step.reward, team, atol=1e-5)
@@ -335,6 +366,7 @@ def test_episodes_last_exactly_25_steps(game):
     [
         ("spread", {"n_agents": 2, "horizon": 10}),
         ("reference", {"integrator": "openai", "damping": 0.5}),
+        *((game, {"actions": "continuous"}) for game in GAMES),
     ],
 )
 def test_other_sizes_keep_their_promises(game, parameters):

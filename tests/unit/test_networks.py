@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmarl_tad.networks import mixers, net, prefix
+from jaxmarl_tad.networks import joint, mixers, net, prefix
 from jaxmarl_tad.networks.tables import biased, by_agent
 from jaxmarl_tad.sharing import sharing
 from tad_envs import Spec
@@ -207,6 +207,8 @@ INITS = {
     "prefix sum": lambda: prefix.head("mlp", "sum", **HEAD).init,
     "prefix attention": lambda: prefix.head("mlp", "attention", **HEAD).init,
     "qmix": lambda: mixers.mixer("qmix", "mlp", spec()).init,
+    "qplex": lambda: mixers.mixer("qplex", "mlp", spec()).init,
+    "joint": lambda: joint.joint_value("mlp", spec(), features=2, hidden=(8,)).init,
 }
 
 

@@ -13,7 +13,8 @@
 Source: Ye et al. 2022 (arXiv 2207.11143), transformation-and-distillation; network sizes and recipe
 are those of MAPPO here, the paper's own are not public. Every joint policy is such a product of
 conditionals, so gradient ascent meets no local optimum that the factorisation put there. The result
-needs its predecessors' actions to act: ``distill`` turns it into decentralised policies.
+needs its predecessors' actions to act: ``distill`` turns it into decentralised policies. Continuous
+actions are Gaussian given what the predecessors chose, which is read in units of the actions' range.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -26,7 +27,7 @@ from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_steps, struct
 from jaxmarl_tad.losses import clipped_surrogate, clipped_value_loss, masked_mean, standardise
 from jaxmarl_tad.networks.net import Kind, Remember, network, resolve_kind, unroll
-from jaxmarl_tad.networks.prefix import Read, head, prefixes, table_row, table_rows
+from jaxmarl_tad.networks.prefix import Read, head, prefixes, table_row, table_rows, with_spread
 from jaxmarl_tad.networks.tables import Logits, biased, by_agent, choices, legal_actions
 from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
 from jaxmarl_tad.optimise import adam, improve
@@ -80,6 +81,8 @@ class Config:
     """Tables for finite games without memory, else multilayer perceptrons, unless given."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; the last is also the memory's."""
+    head: distributions.Family = "gaussian"
+    """How continuous actions are distributed: as drawn, or bounded by tanh."""
     initial_logits: Logits = 0.0
     """Added to a table's initial logits, whatever was chosen before: ``[A]``, or ``[N, A]``."""
 
@@ -93,7 +96,6 @@ class Config:
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     """Values of the fields that depend on the environment's sizes."""
-    require(spec.discrete, "tad_ppo: actions must be discrete; this environment's are continuous.")
     if isinstance(config.order, tuple):
         require(
             sorted(config.order) == list(range(spec.n_agents)),
@@ -102,7 +104,12 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     rows = table_rows(
         _states(config, spec), spec.n_agents, spec.n_actions, identity=config.sharing == "full_id"
     )
-    kind = resolve_kind(config.network, config.memory, spec, rows)
+    require(
+        spec.discrete or config.network != "table",
+        "tad_ppo: network='table' has a row for every choice of those before, and continuous actions "
+        "cannot be listed; use network='mlp'.",
+    )
+    kind = resolve_kind(config.network, config.memory, spec, rows) if spec.discrete else "mlp"
     lr = (0.02 if kind == "table" else 5e-4) if config.lr is None else config.lr
     return {"network": kind, "steps": resolve_steps(config.steps, spec), "lr": lr}
 
@@ -188,10 +195,13 @@ def make(config: Config, env: Environment) -> Algorithm:
     inputs = n * spec.obs_dim if local else spec.state_dim
     width = config.hidden[-1]
     trunk = network("mlp", inputs=inputs, outputs=width, hidden=config.hidden, memory="gru", gain=1.0)
+    family = distributions.head(config.head, spec)
     shape = {"agents": n, "actions": spec.n_actions, "identity": share.identity}
-    shape |= {"hidden": config.hidden}
+    shape |= {"hidden": config.hidden, "dimensions": spec.action_dim}
     shape |= {"inputs": _states(config, spec) if tabular else width if recurrent else inputs}
-    actor = head(config.network, config.prefix, outputs=spec.n_actions, gain=0.01, **shape)
+    actor = head(config.network, config.prefix, outputs=family.outputs, gain=0.01, **shape)
+    if not spec.discrete:
+        actor = with_spread(actor, family.outputs, distributions.FIRST_SPREAD)
     first_gain = 0.0 if tabular else 1.0  # a table of values starts at 0
     critic = head(config.network, config.prefix, outputs=1, gain=first_gain, **shape)
 
@@ -209,7 +219,8 @@ def make(config: Config, env: Environment) -> Algorithm:
     def read_all(part: Any, params: Any, memory: Memory, batch: Batch) -> tuple[Any, Memory]:
         x, memory = features(params, memory, batch.view)
         own = lambda agent: of_agent(params["head"], share, agent)  # noqa: E731
-        tokens = jax.vmap(lambda i, a: part.token(own(i), x, i, a))(agents, batch.action)
+        shown = family.shown(batch.action)
+        tokens = jax.vmap(lambda i, a: part.token(own(i), x, i, a))(agents, shown)
         prefix = prefixes(tokens, batch.before & batch.alive[None, :])
         return jax.vmap(lambda i, p: part.read(own(i), x, i, p))(agents, prefix), memory
 
@@ -242,12 +253,11 @@ def make(config: Config, env: Environment) -> Algorithm:
         if tabular:
             table = choices(params["head"], share, legal)
             return table.taken(agents, batch.view, batch.action, batch.alive)
-        logits, _ = unroll(
+        outputs, _ = unroll(
             lambda m, b: read_all(actor, params, m, b), trunk_start(), memory, batch, batch.first
         )
-        log_probs = distributions.log_probabilities(logits, batch.legal)
-        log_prob = distributions.log_probability(log_probs, batch.action)
-        return log_prob, masked_mean(distributions.entropy(log_probs), batch.alive)
+        log_prob, entropy = family.judge(outputs, batch.legal, batch.action)
+        return log_prob, masked_mean(entropy, batch.alive)
 
     optimiser = adam(config.max_grad_norm)
 
@@ -285,12 +295,12 @@ def make(config: Config, env: Environment) -> Algorithm:
         actors, seen = rollout(env, behaviour, collect_key, state.actors, steps)
 
         # Who chose at each position, and at which position each agent chose; ``[T, E, N]``.
-        order = seen.extras["order"] if random else jnp.broadcast_to(line, seen.action.shape)
+        alive = seen.observation.alive
+        order = seen.extras["order"] if random else jnp.broadcast_to(line, alive.shape)
         position = jnp.argsort(order, axis=-1) if random else line.argsort()
         reorder = jnp.take_along_axis if random else jnp.take
         before = position[..., None, :] < position[..., :, None]
-        before = jnp.broadcast_to(before, (*seen.action.shape, n))
-        alive = seen.observation.alive
+        before = jnp.broadcast_to(before, (*alive.shape, n))
         if tabular:
             seen_view = jax.vmap(jax.vmap(rows))(seen.observation, seen.action, before)
         else:
@@ -300,7 +310,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             before=before,
             legal=seen.observation.legal,
             alive=alive,
-            action=seen.action,
+            action=seen.extras.get("chosen", seen.action),
             log_prob=seen.extras["log_prob"],
             advantage=None,
             value=None,
@@ -367,29 +377,28 @@ def make(config: Config, env: Environment) -> Algorithm:
         table = choices(params.actor["head"], share, legal) if tabular else None
 
         def act(key: Key, memory: Turn, observation: Observation) -> tuple[Any, Turn, Any]:
-            uniform, order = jax.random.uniform(key, (n,)), line
+            noise, order = family.noise(key, n), line
             if random:
                 drawn = jax.random.permutation(jax.random.fold_in(key, 1), n).astype(jnp.int32)
                 order = jnp.where(memory.fresh, drawn, memory.order)
             x, trunk_memory = features(params.actor, memory.trunk, view(observation))
 
             def choose(prefix: Any, turn: tuple[Any, Any]) -> tuple[Any, Any]:
-                agent, uniform = turn
+                agent, noise = turn
                 own = None if tabular else of_agent(params.actor["head"], share, agent)
                 if table is not None:
                     row = table_row(x, agent, prefix, n, spec.n_actions, share.identity)
-                    action, told = table.act(uniform, agent, row, observation.legal[agent], greedy)
+                    action, told = table.act(noise, agent, row, observation.legal[agent], greedy)
                 else:
-                    logits = actor.read(own, x, agent, prefix)
-                    log_probs = distributions.log_probabilities(logits, observation.legal[agent])
-                    action, told = distributions.decide(uniform, log_probs, greedy)
-                token = actor.token(own, x, agent, action)
+                    outputs = actor.read(own, x, agent, prefix)
+                    action, told = family.decide(noise, outputs, observation.legal[agent], greedy)
+                token = actor.token(own, x, agent, family.shown(told.get("chosen", action)))
                 prefix = jax.tree.map(
                     lambda p, t: p + jnp.where(observation.alive[agent], t, 0), prefix, token
                 )
                 return prefix, (action, told)
 
-            _, chosen = jax.lax.scan(choose, actor.empty(), (jnp.asarray(order), uniform))
+            _, chosen = jax.lax.scan(choose, actor.empty(), (jnp.asarray(order), noise))
             by_index = jnp.argsort(order) if random else line.argsort()
             action, extras = jax.tree.map(lambda x: x[by_index], chosen)
             memory = Turn((), memory.fresh, trunk_memory)

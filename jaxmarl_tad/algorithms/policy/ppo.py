@@ -12,7 +12,8 @@ Source: Schulman et al. 2017, eq. 7 (the objective); de Witt et al. 2020 (IPPO);
 (MAPPO, its value normalisation and its recipe). The critic of IPPO sees what the agent sees, that of
 MAPPO sees the global state and gives one value to all: ``critic="local" | "state"``. Differs from
 MAPPO's recipe in that truncated episodes bootstrap from their true final observation, and in that
-minibatches are drawn over environments.
+minibatches are drawn over environments. Continuous actions are Gaussian with a deviation that does not
+depend on what is seen, as in HARL.
 """
 
 import functools
@@ -37,6 +38,7 @@ from jaxmarl_tad.networks.net import (
     resolve_kind,
     state_inputs,
     unroll,
+    with_spread,
 )
 from jaxmarl_tad.networks.tables import Logits, biased, choices, legal_actions
 from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
@@ -87,8 +89,10 @@ class Config:
     activation: Activation = "relu"
     layer_norm: bool = True
     """Whether a layer norm stands before and after every hidden layer, as in MAPPO's recipe."""
+    head: distributions.Family = "gaussian"
+    """How continuous actions are distributed: as drawn, or bounded by tanh."""
     initial_logits: Logits = 0.0
-    """Added to a table's initial logits: ``[A]``, or ``[N, A]`` by agent."""
+    """Added to a table's initial logits: ``[A]``, or ``[N, A]`` by agent. Means, if continuous."""
 
     def __post_init__(self) -> None:
         """Refuse impossible sizes and ranges."""
@@ -99,7 +103,6 @@ class Config:
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     """Values of the fields that depend on the environment's sizes."""
-    require(spec.discrete, "ppo: actions must be discrete; this environment's are continuous.")
     rows = spec.obs_dim * spec.n_agents
     kind = resolve_kind(config.network, config.memory, spec, rows)
     lr = (0.02 if kind == "table" else 5e-4) if config.lr is None else config.lr
@@ -148,7 +151,9 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     # In a finite game every agent reads rows of its own table of distributions.
     tabular = config.network == "table"
-    legal: Any = legal_actions(env) if tabular else None
+    gathered = tabular and spec.discrete
+    legal: Any = legal_actions(env) if gathered else None
+    head = distributions.head(config.head, spec)
 
     # What the policy sees: its own row, one agent at a time.
     view, inputs = agent_inputs(config.network, spec, share.identity)
@@ -159,7 +164,9 @@ def make(config: Config, env: Environment) -> Algorithm:
         "activation": config.activation,
         "layer_norm": config.layer_norm,
     }
-    actor = network(inputs=inputs, outputs=spec.n_actions, gain=0.01, **kind)
+    actor = network(inputs=inputs, outputs=head.outputs, gain=0.01, **kind)
+    if not spec.discrete:
+        actor = with_spread(actor, head.outputs, distributions.FIRST_SPREAD)
     act_all, act_rows = over_agents(actor.apply, share), over_rows(actor.apply, share)
 
     def actor_start() -> Memory:
@@ -175,13 +182,13 @@ def make(config: Config, env: Environment) -> Algorithm:
     value_all = over_agents(critic.apply, critic_share)
     value_rows = over_rows(critic.apply, critic_share)
     critics = spec.n_agents if local else 1
-    alike = local and not tabular  # policy and critic are fed the same, which is kept once
+    alike = local and not gathered  # policy and critic are fed the same, which is kept once
 
     def critic_start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (critics, 1)), critic.start())
 
     def views(observation: Observation) -> Any:
-        if tabular:
+        if gathered:
             return jnp.argmax(observation.agents, -1)
         return jax.vmap(view)(observation.agents, agents)
 
@@ -205,14 +212,17 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     def decide(params: Any, memory: Memory, batch: Batch) -> tuple[Any, Any]:
         """log π(a_i | τ_i) of the actions taken ``[T, E, N]``, and the mean entropy of π(· | τ_i)."""
-        if tabular:
+        if gathered:
             table = choices(params, share, legal)
             return table.taken(agents, batch.views, batch.action, batch.alive)
         one, many = (functools.partial(f, params) for f in (act_all, act_rows))
-        logits, _ = unroll(one, actor_start(), memory, batch.views, batch.first, many)
-        log_probs = distributions.log_probabilities(logits, batch.legal)
-        log_prob = distributions.log_probability(log_probs, batch.action)
-        return log_prob, masked_mean(distributions.entropy(log_probs), batch.alive)
+        outputs, _ = unroll(one, actor_start(), memory, batch.views, batch.first, many)
+        if spec.discrete:
+            log_probs = distributions.log_probabilities(outputs, batch.legal)
+            log_prob = distributions.log_probability(log_probs, batch.action)
+            return log_prob, masked_mean(distributions.entropy(log_probs), batch.alive)
+        log_prob, entropy = head.judge(outputs, batch.legal, batch.action)
+        return log_prob, masked_mean(entropy, batch.alive)
 
     def loss(params: Params, batch: Batch, memory: Params) -> tuple[Any, Metrics]:
         log_prob, entropy = decide(params.actor, memory.actor, batch)
@@ -231,9 +241,10 @@ def make(config: Config, env: Environment) -> Algorithm:
     def init(key: Key) -> State:
         actor_key, critic_key = keys(key, 2)
         begin_key = jax.random.fold_in(key, 0)
-        logits = init_sets(actor.init, actor_key, share)
+        drawn = init_sets(actor.init, actor_key, share)
+        bias = lambda table: biased(table, config.initial_logits, config.network, spec, share)  # noqa: E731
         params = Params(
-            actor=biased(logits, config.initial_logits, config.network, spec, share),
+            actor=bias(drawn) if spec.discrete else drawn | {"mean": bias(drawn["mean"])},
             critic=init_sets(critic.init, critic_key, critic_share),
         )
         start = jax.tree.map(lambda m: jnp.tile(m, (config.envs, 1, 1)), critic_start())
@@ -279,7 +290,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             critic_views=None if alike else seen_critic_views,
             legal=seen.observation.legal,
             alive=alive,
-            action=seen.action,
+            action=seen.extras.get("chosen", seen.action),
             log_prob=seen.extras["log_prob"],
             advantage=standardise(advantage, alive),
             value=value,
@@ -303,18 +314,15 @@ def make(config: Config, env: Environment) -> Algorithm:
         return State(params, optimisers, scale, actors, critic_memory), report
 
     def policy_of(params: Params, *, greedy: bool) -> Policy:
-        table = choices(params.actor, share, legal) if tabular else None
+        table = choices(params.actor, share, legal) if gathered else None
 
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
-            uniform = jax.random.uniform(key, (spec.n_agents,))
+            noise = head.noise(key, spec.n_agents)
             if table is not None:
-                action, extras = table.act(
-                    uniform, agents, views(observation), observation.legal, greedy
-                )
+                action, extras = table.act(noise, agents, views(observation), observation.legal, greedy)
                 return action, memory, extras
-            logits, memory = act_all(params.actor, memory, views(observation))
-            log_probs = distributions.log_probabilities(logits, observation.legal)
-            action, extras = distributions.decide(uniform, log_probs, greedy)
+            outputs, memory = act_all(params.actor, memory, views(observation))
+            action, extras = head.decide(noise, outputs, observation.legal, greedy)
             return action, memory, extras
 
         return Policy(start=actor_start, act=act, execution="decentralised")

@@ -1,4 +1,4 @@
-"""IQL, VDN and QMIX: deep Q-learning of a team, with one mixer or another.
+"""IQL, VDN, QMIX, QPLEX and weighted QMIX: deep Q-learning of a team, with one mixer or another.
 
     fill the replay with episodes of random play
     repeat
@@ -6,30 +6,41 @@
         for each gradient step, with B episodes of the replay:
             a'_i = argmax Q_i(τ'_i, ·) over legal actions                       (double Q-learning)
             G = λ-return of r with V(next) = mix(Q̄_1(τ'_1, a'_1), …, Q̄_N(τ'_N, a'_N); s')
-            descend ½ (G − mix(Q_1(τ_1, a_1), …, Q_N(τ_N, a_N); s))²
+            descend ½ w (G − mix(Q_1(τ_1, a_1), …, Q_N(τ_N, a_N); s))²
             Q̄ ← Q̄ + τ (Q − Q̄), and the mixer's copy likewise
+
+Weighted QMIX learns a free Q̂*(τ, a; s) beside, which nothing makes factorise: V(next) is its copy's
+value of a', it descends ½ (G − Q̂*)², and w, elsewhere 1, is
+
+    optimistic   1 where Q_tot < G, else α
+    central      1 where every a_i is argmax Q_i(τ_i, ·), or G > Q̂* of these; else α
 
 Source: Tan 1993 (IQL: no mixer, every agent's Q has an error of its own on the common reward), Sunehag
 et al. 2018 (VDN: a sum), Rashid et al. 2018, eqs. 5-6 (QMIX: a monotone network whose weights are made
-from the state); van Hasselt et al. 2016 (double Q). Differs in that truncated episodes bootstrap from
-their true final observation. Dead agents have utility 0 in every mixer, and no error of their own.
+from the state), Wang et al. 2021, eqs. 9-11 (QPLEX: duplex duelling, see :mod:`networks.mixers`),
+Rashid et al. 2020 (OW- and CW-QMIX); van Hasselt et al. 2016 (double Q). Differs in that truncated
+episodes bootstrap from their true final observation. Dead agents have utility 0 in every mixer, and no
+error of their own. As a' is greedy, the λ-return is Peng's Q(λ) (Peng & Williams 1996), and
+``returns="corrected"`` is Q*(λ) (Harutyunyan et al. 2016), which takes back what exploration lost.
 
 By default ε is 1 throughout, so that everything is learned from random play: what is then found in a
 game is a property of the mixer and not of the exploration.
 """
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from jaxmarl_tad import replay
 from jaxmarl_tad.config import Real, check_divides, check_range, require, struct
-from jaxmarl_tad.distributions import IMPOSSIBLE
+from jaxmarl_tad.distributions import best, explore, highest, taken
 from jaxmarl_tad.losses import masked_mean
-from jaxmarl_tad.networks.mixers import Name, mixer
+from jaxmarl_tad.networks.joint import is_tabular, joint_value
+from jaxmarl_tad.networks.mixers import Choice, Mixer, Name, mixer
 from jaxmarl_tad.networks.net import (
     Kind,
     Remember,
@@ -38,39 +49,42 @@ from jaxmarl_tad.networks.net import (
     resolve_kind,
     unroll,
 )
-from jaxmarl_tad.optimise import adam
-from jaxmarl_tad.replay import Replay
-from jaxmarl_tad.rollout import episodes, keys
+from jaxmarl_tad.optimise import adam, rmsprop
+from jaxmarl_tad.replay import Record, Replay, record
+from jaxmarl_tad.rollout import keys
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
-from jaxmarl_tad.targets import beyond_death, lambda_returns
+from jaxmarl_tad.targets import beyond_death, corrected_returns, lambda_returns
 from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
 
 @struct
 class Config:
-    """Settings of IQL, VDN and QMIX."""
+    """Settings of IQL, VDN, QMIX, QPLEX and weighted QMIX."""
 
-    total_steps: int = 6_400
-    """Environment steps of one member, rounded to whole iterations; padding counts."""
+    total_steps: int | None = None
+    """Environment steps of one member, rounded to whole iterations; padding counts. 12,800 times the
+    horizon unless given."""
     envs: int = 32
     """Episodes collected in each iteration; divides ``capacity``."""
     steps: int | None = None
     """Length to which episodes are padded: the horizon."""
-    updates: int = 1
-    """Gradient steps in each iteration."""
+    updates: int | None = None
+    """Gradient steps in each iteration; 2 for QPLEX and else 1 unless given."""
     batch: int = 32
     """Episodes in each gradient step; the replay starts with at least as many random ones."""
     capacity: int = 512
     """Episodes that the replay holds."""
     lr: Real | None = None
-    """Adam's learning rate; for tables 0.1 (QMIX 0.05) and 5e-4 for other networks unless given."""
+    """Unless given 0.1 for tables (QMIX 0.05, weighted 0.2, QPLEX 0.01) and 5e-4 for other networks."""
     lr_end: Real = 0.0
     """Share of ``lr`` that is left at the end; it falls linearly over the run."""
     gamma: Real = 0.99
     """Discount per environment step, in [0, 1]."""
     lam: Real = 0.0
     """λ of the λ-return, in [0, 1]."""
+    returns: Literal["peng", "corrected"] = "peng"
+    """Peng's Q(λ), or Q*(λ), which corrects for actions that were not the best."""
     epsilon_start: Real = 1.0
     """Probability of a random action in the first iteration."""
     epsilon_end: Real = 1.0
@@ -79,6 +93,8 @@ class Config:
     """Share of the run over which it falls linearly, in [0, 1]."""
     target_update: Real = 0.1
     """Share of the way that the target networks go in each gradient step (Polyak's rate)."""
+    optimiser: Literal["adam", "rmsprop"] | None = None
+    """RMSprop for QPLEX and else Adam unless given."""
     max_grad_norm: Real = 10.0
     """Largest global norm of a gradient."""
     double: bool = True
@@ -87,8 +103,18 @@ class Config:
     """How utilities make the team's value."""
     embed: int = 32
     """Width of QMIX's mixing layer."""
-    hyper: int = 64
-    """Hidden width of the networks that make QMIX's weights."""
+    hyper: int | None = None
+    """Hidden width of the networks that make a mixer's weights; 64, QPLEX 32, unless given."""
+    heads: int = 10
+    """QPLEX: heads over which λ is summed."""
+    layers: int = 3
+    """QPLEX: linear maps in each of the networks that make λ; StarCraft: ``heads=4, layers=1``."""
+    weighting: Literal["none", "optimistic", "central"] = "none"
+    """Which errors of Q_tot weigh ``alpha`` instead of 1; all but ``none`` learn Q̂* too."""
+    alpha: Real = 0.1
+    """Weight of an error that matters little, in [0, 1]."""
+    central: tuple[int, ...] = (256, 256, 256)
+    """Widths of the hidden layers of Q̂*; in a small finite game it is a table."""
     memory: Remember = "none"
     sharing: Mode = "full_id"
     network: Kind = "auto"
@@ -101,15 +127,20 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse impossible sizes and ranges."""
-        sizes = (self.envs, self.updates, self.batch, self.capacity, self.embed, self.hyper)
+        sizes = (self.envs, self.updates or 1, self.batch, self.capacity, self.embed)
+        sizes = (*sizes, self.hyper or 1, self.heads, self.layers)
         require(min(sizes) >= 1, "q_learning: sizes must be positive.")
         check_divides(self, "envs", "capacity")
+        require(
+            self.mixer != "none" or self.weighting == "none",
+            f"q_learning: weighting={self.weighting!r} needs a mixer; without one there is no Q_tot.",
+        )
         require(
             self.capacity >= self.batch,
             f"q_learning: capacity={self.capacity} must be at least batch={self.batch}.",
         )
         shares = ("gamma", "lam", "epsilon_start", "epsilon_end", "epsilon_fraction")
-        check_range(self, **dict.fromkeys((*shares, "target_update"), (0, 1)))
+        check_range(self, **dict.fromkeys((*shares, "target_update", "alpha"), (0, 1)))
 
     @property
     def first_episodes(self) -> int:
@@ -131,16 +162,34 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
         f"q_learning: steps={config.steps} must be the horizon, {spec.horizon}: whole episodes.",
     )
     kind = resolve_kind(config.network, config.memory, spec, spec.obs_dim * spec.n_agents)
-    for_tables = 0.05 if config.mixer == "qmix" else 0.1
+    for_tables = {"qmix": 0.05, "qplex": 0.01}.get(config.mixer, 0.1)
+    for_tables = for_tables if config.weighting == "none" else 0.2  # rows of Q̂* are seen seldom
     lr = (for_tables if kind == "table" else 5e-4) if config.lr is None else config.lr
-    return {"network": kind, "steps": spec.horizon, "lr": lr}
+    qplex = config.mixer == "qplex"
+    return {
+        "network": kind,
+        "steps": spec.horizon,
+        "total_steps": config.total_steps or 12_800 * spec.horizon,
+        "optimiser": config.optimiser or ("rmsprop" if qplex else "adam"),
+        "updates": config.updates or (2 if qplex else 1),
+        "hyper": config.hyper or (32 if qplex else 64),
+        "lr": lr,
+    }
 
 
 class Params(NamedTuple):
-    """Parameter sets of the agents, and of the mixer."""
+    """Parameter sets of the agents, of the mixer, and of Q̂* where there is one."""
 
     agents: Any
     mixer: Any
+    central: Any = ()
+
+
+class Central(NamedTuple):
+    """Parameters of Q̂*: its own agents' networks, unless it is a table, and what joins them."""
+
+    agents: Any
+    joint: Any
 
 
 class State(NamedTuple):
@@ -152,33 +201,41 @@ class State(NamedTuple):
     replay: Replay
 
 
-class Record(NamedTuple):
-    """Episodes as they are kept, ``[E, T, ...]``, and as they are learned from, ``[T, B, ...]``.
+def team_value(config: Config, spec: Spec) -> tuple[Mixer, Callable]:
+    """The mixer, and Q_tot as ``total(params, q, action, seen)``.
 
-    What is seen has one row more than there are steps: the last shows what the last step led to.
+    ``total`` gives the values ``[*batch, K]`` of joint actions ``[*batch, N]`` from all utilities
+    ``[*batch, N, A]``; ``seen`` has fields ``legal``, ``alive`` and ``state`` (the view).
     """
+    assert config.hyper is not None, "resolve() fills this in"
+    mixing = mixer(
+        config.mixer,
+        config.network,
+        spec,
+        embed=config.embed,
+        hidden=config.hyper,
+        heads=config.heads,
+        layers=config.layers,
+    )
 
-    views: Any
-    """What each agent's network is fed."""
-    state: Any
-    """What the mixer is told of the global state."""
-    legal: Bool[Array, "*batch N A"]
-    alive: Bool[Array, "*batch N"]
-    action: Int[Array, "*batch N"]
-    reward: Float[Array, "*batch"]
-    terminated: Bool[Array, "*batch"]
-    truncated: Bool[Array, "*batch"]
-    valid: Bool[Array, "*batch"]
-    """Whether the step lies at or before the end of the episode."""
+    def total(params: Params, q: Array, action: Array, seen: Any) -> Array:
+        own, alive = taken(q, action), seen.alive
+        choice = Choice(
+            best=jnp.where(alive, highest(q, seen.legal), 0),
+            action=jax.nn.one_hot(action, spec.n_actions) * alive[..., None],
+        )
+        return mixing.mix(params.mixer, jnp.where(alive, own, 0.0), seen.state, choice)
+
+    return mixing, total
 
 
 def make(config: Config, env: Environment) -> Algorithm:
-    """The learner of IQL, VDN or QMIX on ``env``; ``config`` as returned by :func:`resolve`."""
+    """The learner on ``env``; ``config`` as returned by :func:`resolve`."""
     spec = env.spec
     agents = jnp.arange(spec.n_agents)
     share = sharing(config.sharing, spec.n_agents)
-    assert config.lr is not None
-    lr = config.lr
+    assert config.lr is not None and config.updates is not None
+    updates, lr = config.updates, config.lr
 
     view, inputs = agent_inputs(config.network, spec, share.identity)
     agent = network(
@@ -189,11 +246,15 @@ def make(config: Config, env: Environment) -> Algorithm:
         activation=config.activation,
         layer_norm=config.layer_norm,
         memory=config.memory,
-        gain=0.01,
+        # λ multiplies what an action gives away: where that is next to nothing, only a λ without
+        # measure can express a payoff, and the utilities learn it first and wrongly.
+        gain=0.3 if config.mixer == "qplex" else 0.01,
     )
     act_all, act_rows = over_agents(agent.apply, share), over_rows(agent.apply, share)
-    mixing = mixer(config.mixer, config.network, spec, embed=config.embed, hidden=config.hyper)
-    optimiser = adam(config.max_grad_norm)
+    mixing, total = team_value(config, spec)
+    weighted, free_table = config.weighting != "none", is_tabular(config.network, spec)
+    free = joint_value(config.network, spec, features=0 if free_table else 1, hidden=config.central)
+    optimiser = (adam if config.optimiser == "adam" else rmsprop)(config.max_grad_norm)
 
     def start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), agent.start())
@@ -201,72 +262,77 @@ def make(config: Config, env: Environment) -> Algorithm:
     def views(observation: Observation) -> Any:
         return jax.vmap(view)(observation.agents, agents)
 
-    def utilities(params: Params, batch: Record) -> Float[Array, "T B N A"]:
+    def utilities(sets: Any, batch: Record) -> Float[Array, "T B N A"]:
         """Q_i(τ_i, ·) at every row of what was seen."""
         rows, episodes = batch.alive.shape[:2]
         memory = jax.tree.map(lambda m: jnp.broadcast_to(m, (episodes, *m.shape)), start())
         first = jnp.broadcast_to(jnp.arange(rows)[:, None] == 0, (rows, episodes))
-        one, many = (functools.partial(f, params.agents) for f in (act_all, act_rows))
+        one, many = (functools.partial(f, sets) for f in (act_all, act_rows))
         return unroll(one, start(), memory, batch.views, first, many)[0]
 
-    def seen(batch: Record, rows: slice) -> Record:
-        """What was seen in these rows."""
-        return batch._replace(
-            state=jax.tree.map(lambda x: x[rows], batch.state),
-            legal=batch.legal[rows],
-            alive=batch.alive[rows],
-        )
+    def central(params: Central, batch: Record) -> Callable[[Record, slice, Array], Array]:
+        """Q̂* as a function of what was seen, in which rows, and actions: ``[T, B, 1]``."""
+        q = None if free_table else utilities(params.agents, batch)
 
-    def total(params: Params, q: Array, action: Array, alive: Array, state: Any) -> Array:
-        """Values ``[T, B, K]`` of joint actions, given all utilities ``[T, B, N, A]``."""
-        own = jnp.take_along_axis(q, action[..., None], axis=-1)[..., 0]
-        return mixing.mix(params.mixer, jnp.where(alive, own, 0.0), state)
+        def value(seen: Record, rows: slice, action: Array) -> Array:
+            alive = seen.alive[..., None]
+            histories = None if q is None else taken(q[rows], action)[..., None] * alive
+            chosen = jax.nn.one_hot(action, spec.n_actions) * alive
+            return free.value(params.joint, seen.state, chosen, histories)[..., None]
+
+        return value
 
     def loss(params: Params, target: Params, batch: Record) -> tuple[Array, Metrics]:
-        q, delayed = utilities(params, batch), utilities(target, batch)
-        now, ahead = seen(batch, slice(-1)), seen(batch, slice(1, None))
+        q, delayed = utilities(params.agents, batch), utilities(target.agents, batch)
+        now, ahead = batch.rows(slice(-1)), batch.rows(slice(1, None))
         following = best((q if config.double else delayed)[1:], ahead.legal)
-        next_value = total(target, delayed[1:], following, ahead.alive, ahead.state)
+        value = total(params, q[:-1], batch.action, now)
+        counts = batch.valid[..., None]
+        if weighted:
+            looked = central(target.central, batch)
+            next_value = looked(ahead, slice(1, None), following)
+            played = looked(now, slice(-1), batch.action)
+        else:
+            next_value = total(target, delayed[1:], following, ahead)
+            played = total(target, delayed[:-1], batch.action, now)
         if config.mixer == "none":
             next_value = beyond_death(next_value, ahead.alive)
-        returns = lambda_returns(
-            batch.reward,
-            next_value,
-            batch.terminated,
-            batch.truncated,
-            config.gamma,
-            config.lam,
-        )
-        value = total(params, q[:-1], batch.action, now.alive, now.state)
-        counts = batch.valid[..., None]
-        if config.mixer == "none":
             counts = counts & now.alive
-        error = masked_mean(0.5 * (returns - value) ** 2, counts)
-        return error, {"loss": error, "q": masked_mean(value, counts)}
+        ends = batch.terminated, batch.truncated
+        if config.returns == "peng":
+            returns = lambda_returns(batch.reward, next_value, *ends, config.gamma, config.lam)
+        else:
+            returns = corrected_returns(
+                batch.reward, played, next_value, *ends, config.gamma, config.lam
+            )
+        error = 0.5 * (returns - value) ** 2
+        if not weighted:
+            error = masked_mean(error, counts)
+            return error, {"loss": error, "q": masked_mean(value, counts)}
+        free_value = central(params.central, batch)
+        greedy = best(q[:-1], now.legal)
+        if config.weighting == "optimistic":
+            matters = value < returns
+        else:
+            is_best = jnp.all((batch.action == greedy) | ~now.alive, axis=-1, keepdims=True)
+            matters = is_best | (returns > free_value(now, slice(-1), greedy))
+        error = masked_mean(error, counts, jnp.where(matters, 1.0, config.alpha))
+        own = free_value(now, slice(-1), batch.action)
+        free_error = masked_mean(0.5 * (returns - own) ** 2, counts)
+        report = {"loss": error, "q": masked_mean(value, counts), "free_loss": free_error}
+        return error + free_error, report
 
     def collect(key: Key, params: Params, epsilon: Real, envs: int) -> Record:
-        played = episodes(env, policy_of(params, epsilon), key, envs, spec.horizon)
-        step = played.transition
-        shown = jax.tree.map(
-            lambda now, after: jnp.concatenate([now, after[-1:]]), step.observation, step.next
-        )
-        record = Record(
-            views=jax.vmap(jax.vmap(views))(shown),
-            state=jax.vmap(jax.vmap(mixing.view))(shown.state),
-            legal=shown.legal,
-            alive=shown.alive,
-            action=step.action,
-            reward=jnp.where(played.valid, step.reward, 0.0),
-            terminated=step.terminated,
-            truncated=step.truncated,
-            valid=played.valid,
-        )
-        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), record)
+        return record(env, policy_of(params, epsilon), key, envs, views, mixing.view)
 
     def init(key: Key) -> State:
-        agents_key, mixer_key = keys(key, 2)
+        agents_key, mixer_key, own_key, joint_key = keys(key, 4)
         collect_key = jax.random.fold_in(key, 0)
-        params = Params(init_sets(agent.init, agents_key, share), mixing.init(mixer_key))
+        extra: Any = ()
+        if weighted:
+            sets = () if free_table else init_sets(agent.init, own_key, share)
+            extra = Central(sets, free.init(joint_key))
+        params = Params(init_sets(agent.init, agents_key, share), mixing.init(mixer_key), extra)
         first = collect(collect_key, params, 1.0, config.first_episodes)
         return State(
             params=params,
@@ -292,7 +358,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             return (params, target, optimiser_state), report
 
         carry = (state.params, state.target, state.optimiser)
-        carry, reports = jax.lax.scan(update, carry, jnp.arange(config.updates))
+        carry, reports = jax.lax.scan(update, carry, jnp.arange(updates))
         report = jax.tree.map(lambda x: x.mean(0), reports)
         params, target, optimiser_state = carry
         state = State(params, target, optimiser_state, memory)
@@ -313,23 +379,3 @@ def make(config: Config, env: Environment) -> Algorithm:
         return policy_of(state.params, None if greedy else config.epsilon_end)
 
     return Algorithm(init, step, policy)
-
-
-def best(q: Float[Array, "*batch A"], legal: Bool[Array, "*batch A"]) -> Int[Array, "*batch"]:
-    """The legal action of the highest value; the lowest index among equals."""
-    return jnp.argmax(jnp.where(legal, q, IMPOSSIBLE), axis=-1).astype(jnp.int32)
-
-
-def explore(
-    uniform: Float[Array, "*batch"],
-    epsilon: Real,
-    legal: Bool[Array, "*batch A"],
-    otherwise: Int[Array, "*batch"],
-) -> Int[Array, "*batch"]:
-    """With probability ε a random legal action; one uniform number decides both whether and which."""
-    upto = jnp.cumsum(legal, axis=-1)
-    count = upto[..., -1]
-    rank = (uniform / jnp.maximum(epsilon, 1e-6) * count).astype(jnp.int32)
-    rank = jnp.minimum(rank, count - 1)
-    chosen = jnp.sum(upto <= rank[..., None], axis=-1).astype(jnp.int32)
-    return jnp.where(uniform < epsilon, chosen, otherwise)

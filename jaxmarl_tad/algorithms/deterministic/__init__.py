@@ -1,0 +1,1 @@
+"""Deterministic policy gradients: actors that climb what a critic says of their actions."""
