@@ -146,11 +146,11 @@ class Study:
             asked = {"seeds": FIELD_SEEDS, "episodes": 1, "evaluations": 1}
             self.add(games, method, jt.run(method, list(games.values()), **asked, **own), FIELD_SEEDS)
 
-    def table(self, name: str) -> list[dict]:
+    def table(self, name: str, down: str = "game") -> list[dict]:
         """The rows, game by game, with where the seeds ended; to ``name``.csv and .md as well."""
         rows = sorted(self.rows, key=lambda row: list(self.optima).index(row["game"]))
         report.table(rows, COLUMNS, OUT / f"{name}.csv")
-        (OUT / f"{name}.md").write_text(summary(rows))
+        (OUT / f"{name}.md").write_text(summary(rows, down))
         ends = {(o["game"], o["method"]): statistics.shares(o["values"]) for o in self.outcomes}
         for row in rows:
             pairs = zip(*ends[row["game"], row["method"]], strict=True)
@@ -235,15 +235,20 @@ def figures(study: Study, kept: dict) -> list[pathlib.Path]:
     ]
 
 
-def summary(rows: list[dict]) -> str:
+def summary(rows: list[dict], down: str = "game") -> str:
     """A Markdown table of games and methods: the most frequent return, and the share at the optimum."""
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    cells = {(row["game"], row["method"]): row for row in rows}
-    lines = [["game", "optimum", *methods], ["---"] + ["---:"] * (len(methods) + 1)]
-    for game in dict.fromkeys(row["game"] for row in rows):
-        own = [cells[game, method] for method in methods]
+    across = "method" if down == "game" else "game"
+    lines = [[down, *(str(name) for name in dict.fromkeys(row[across] for row in rows))]]
+    optima = {row["game"]: f"{row['optimum']:g}" for row in rows}
+    if across == "game":
+        lines[0] = [down, *(f"`{game}` ({best})" for game, best in optima.items())]
+    else:
+        lines[0].insert(1, "optimum")
+    lines.append(["---"] + ["---:"] * (len(lines[0]) - 1))
+    for name in dict.fromkeys(row[down] for row in rows):
+        own = [row for row in rows if row[down] == name]
         ends = [f"{row['modal_return']:g} ({100 * row['share_optimal']:.0f} %)" for row in own]
-        lines.append([f"`{game}`", f"{own[0]['optimum']:g}", *ends])
+        lines.append([f"`{name}`", *([optima[name]] if down == "game" else []), *ends])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -261,7 +266,7 @@ def main() -> None:
     columns = ["game", "method", "optimum", "mean_return", "share_optimal", "seeds ending at"]
     print(report.table(study.table("table"), columns))
     print(f"\nEvery other method, {FIELD_SEEDS} seeds:\n")
-    print(report.table(field.table("field"), columns))
+    print(report.table(field.table("field", "method"), columns))
     print("\nOn matrix/note001 the policy methods start at p = q = 0.9 for the safe action; value")
     print("methods start as usual.\n")
     print(report.table(study.programs + field.programs, path=OUT / "programs.csv"))

@@ -64,6 +64,11 @@ EXPECTED = {
 }
 
 
+def games() -> dict[str, jt.Environment]:
+    """All games in one shape."""
+    return {name: jt.make(f"matrix/{name}", **given) for name, given in GAMES.items()}
+
+
 # --- oracles ----------------------------------------------------------------------------------------
 
 
@@ -155,15 +160,15 @@ def _ascend(payoff: Any, one: Any, two: Any, rate: float, steps: int) -> tuple[A
 # --- learning ---------------------------------------------------------------------------------------
 
 
-def learned(name: str, games: dict[str, jt.Environment], width: float) -> np.ndarray:
+def learned(name: str, envs: list[jt.Environment], width: float) -> np.ndarray:
     """Greedy returns, ``[games, seeds]``; a width other than the first sets the initial logits."""
     if width == WIDTHS[0]:
-        final = jt.run(name, list(games.values()), seeds=SEEDS, episodes=1, evaluations=1).final
-        return final["return"].reshape(len(games), SEEDS)
+        final = jt.run(name, envs, seeds=SEEDS, episodes=1, evaluations=1).final
+        return final["return"].reshape(len(envs), SEEDS)
     draws = np.random.default_rng(1).normal(size=(SEEDS, 2, 3)).astype(np.float32) * width
-    own = [(env, {"initial_logits": draw}) for env in games.values() for draw in draws]
+    own = [(env, {"initial_logits": draw}) for env in envs for draw in draws]
     final = jt.run(name, own, seeds=1, episodes=1, evaluations=1).final
-    return final["return"].reshape(len(games), SEEDS)
+    return final["return"].reshape(len(envs), SEEDS)
 
 
 def shares(values: np.ndarray) -> str:
@@ -186,9 +191,9 @@ def either(values: list[float]) -> str:
 
 def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
-    games = {name: jt.make(f"matrix/{name}", **given) for name, given in GAMES.items()}
+    envs = games()
     facts: dict[str, dict] = {}
-    for game, env in games.items():
+    for game, env in envs.items():
         payoff = payoff_of(env)
         mse, sums = additive(payoff)
         sse, ordered = monotone(payoff)
@@ -216,9 +221,9 @@ def main() -> None:
     for name in os.environ.get("METHODS", ",".join(known)).split(","):
         wide = "initial_logits" in leaf_fields(METHODS[name].config)
         for width in WIDTHS if wide else WIDTHS[:1]:
-            values = learned(name, games, width)
+            values = learned(name, list(envs.values()), width)
             kind, label = EXPECTED.get(name, "none"), f"{name} σ={width:g}" if wide else name
-            for game, ends in zip(games, values, strict=True):
+            for game, ends in zip(envs, values, strict=True):
                 fact, told = facts[game], "no claim"
                 allowed: set[float] = set(np.round(ends, 3).tolist())
                 if kind == "gradient":
@@ -239,7 +244,7 @@ def main() -> None:
                     }
                 )
                 outcomes.append({"game": game, "method": label, "values": ends})
-            print(report.table(rows[-len(games) :]), flush=True)
+            print(report.table(rows[-len(envs) :]), flush=True)
     report.table(rows, path=OUT / "oracle_table.csv")
     figure = report.outcome_bars(
         outcomes,
