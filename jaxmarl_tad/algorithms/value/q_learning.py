@@ -63,7 +63,7 @@ class Config:
     """Settings of IQL, VDN, QMIX, QPLEX and weighted QMIX."""
 
     total_steps: int | None = None
-    """Environment steps of one member, rounded to whole iterations; padding counts. 12,800 times the
+    """Environment steps of one member, rounded to whole iterations; padding counts. 6,400 times the
     horizon unless given."""
     envs: int = 32
     """Episodes collected in each iteration; divides ``capacity``."""
@@ -169,7 +169,7 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     return {
         "network": kind,
         "steps": spec.horizon,
-        "total_steps": config.total_steps or 12_800 * spec.horizon,
+        "total_steps": config.total_steps or 6_400 * spec.horizon,
         "optimiser": config.optimiser or ("rmsprop" if qplex else "adam"),
         "updates": config.updates or (2 if qplex else 1),
         "hyper": config.hyper or (32 if qplex else 64),
