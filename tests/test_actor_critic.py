@@ -18,7 +18,6 @@ from jaxmarl_tad.algorithms.policy import coma, pareto_ac
 from jaxmarl_tad.rollout import rollout
 from jaxmarl_tad.targets import n_step_returns
 from jaxmarl_tad.team import mixed
-from tad_envs import matrix
 
 METHODS = ("ia2c", "maa2c", "ippo_epymarl", "mappo_epymarl", "coma", "pareto_ac")
 PAYOFF = np.asarray([[11.0, -30.0, 0.0], [-30.0, 7.0, 0.0], [0.0, 6.0, 5.0]])
@@ -324,25 +323,6 @@ def test_without_a_common_preference_agents_miss_each_other():
     """Both optima of the penalty game are equally good, and half of what agents may hope for is not."""
     run = jt.run("pareto_ac", "matrix/penalty", seeds=32, tie_break=0.0, episodes=1, progress=False)
     assert (run.final["return"] == -100).sum() >= 4
-
-
-@functools.cache
-def additive():
-    """Payoffs f₁(a₁) + f₂(a₂) with a unique best joint action, padded to one program."""
-    rng = np.random.default_rng(0)
-    return [
-        matrix.custom(rng.normal(size=(a, 1)) + rng.normal(size=(1, b)), pad_to=4)
-        for a, b in [(2, 2), (2, 3), (3, 3), (4, 3), (4, 4), (4, 4), (4, 4), (4, 4)]
-    ]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-def test_additive_games_are_solved(method):
-    run = jt.run(method, additive(), seeds=16, evaluations=1, episodes=1, progress=False)
-    best = np.asarray([jt.solve(env).value for env in additive()])
-    found = np.abs(run.final["return"].reshape(-1, 16) - best[:, None]) <= 1e-3
-    assert (found.sum(1) >= 15).all(), found.sum(1)
 
 
 @pytest.mark.slow

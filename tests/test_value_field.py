@@ -287,27 +287,5 @@ def test_the_game_that_never_ends_is_played_for_its_reward(method):
     assert hits(learned(method, "mmdp", total_steps=192_000), "mmdp", 100) >= ENOUGH
 
 
-# --- additive games -------------------------------------------------------------------------------
-
-
-def additive(seed, rows, columns):
-    """r = f(a_1) + g(a_2), whose best cell is ahead of the others by a fifth of the range of each."""
-    rng = np.random.default_rng(seed)
-    while True:
-        parts = [rng.uniform(-1, 1, size) for size in (rows, columns)]
-        tops = [np.sort(p)[-2:] for p in parts]
-        if min(high - low for low, high in tops) > 0.1:
-            return jt.make("matrix/custom", payoff=np.add.outer(*parts).tolist())
-
-
-@pytest.mark.parametrize("method", [m if m in ("qtran_alt", "pqn_vdn") else slow(m) for m in FIELD])
-def test_additive_games_are_solved(method):
-    games = [additive(seed, 4, 4) for seed in range(4)]
-    run = jt.run(method, games, seeds=SEEDS, episodes=1, evaluations=1, progress=False)
-    best = np.asarray([jt.solve(game).value for game in games])
-    found = np.abs(run.final["return"].reshape(4, SEEDS) - best[:, None]) < 1e-3
-    assert (found.sum(1) >= ENOUGH).all(), found.sum(1)
-
-
 def test_every_method_of_the_family_is_here():
     assert {name for name, row in METHODS.items() if row.family == "value"} == set(FIELD)
