@@ -41,8 +41,9 @@ def rollout(
     """``steps`` steps in every environment, with exact resets; transitions are ``[T, E, ...]``."""
     envs = actors.first.shape[0]
 
-    def step(actors: Actors, t: Array) -> tuple[Actors, Transition]:
-        act_keys, step_keys, reset_keys = keys(jax.random.fold_in(key, t), 3, envs)
+    def step(actors: Actors, words: Array) -> tuple[Actors, Transition]:
+        now = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
+        act_keys, step_keys, reset_keys = keys(now, 3, envs)
         memory = select(actors.first, _fresh(policy, envs), actors.memory)
         actors, transition, _ = _advance(
             env, policy, act_keys, step_keys, actors._replace(memory=memory)
@@ -52,7 +53,7 @@ def rollout(
         env_state, observation = select(ended, fresh, (actors.env_state, actors.observation))
         return over_devices(Actors(env_state, observation, actors.memory, ended)), transition
 
-    return jax.lax.scan(step, over_devices(actors), jnp.arange(steps))
+    return jax.lax.scan(step, over_devices(actors), _key_words(key, steps))
 
 
 def over_devices(tree: State) -> State:
@@ -89,16 +90,18 @@ class Episodes(NamedTuple):
 def episodes(env: Environment, policy: Policy, key: Key, envs: int, horizon: int) -> Episodes:
     """One whole episode in each of ``envs`` environments; nothing after its end counts."""
 
-    def step(carry: tuple[Actors, Array], t: Array) -> tuple[tuple[Actors, Array], Episodes]:
+    def step(carry: tuple[Actors, Array], words: Array) -> tuple[tuple[Actors, Array], Episodes]:
         actors, running = carry
-        act_keys, step_keys = keys(jax.random.fold_in(key, t), 2, envs)
+        now = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
+        act_keys, step_keys = keys(now, 2, envs)
         after, transition, info = _advance(env, policy, act_keys, step_keys, actors)
         ended = transition.terminated | transition.truncated
         after = after._replace(first=jnp.zeros(envs, bool))
         return (after, running & ~ended), Episodes(transition, running, info)
 
     start = begin(env, policy, jax.random.fold_in(key, horizon), envs)
-    _, recorded = jax.lax.scan(step, (start, jnp.ones(envs, bool)), jnp.arange(horizon))
+    begun = (start, jnp.ones(envs, bool))
+    _, recorded = jax.lax.scan(step, begun, _key_words(key, horizon))
     return recorded
 
 
@@ -133,6 +136,11 @@ def select(condition: Bool[Array, "E"], yes: State, no: State) -> State:
 
 def _fresh(policy: Policy, envs: int) -> Memory:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (envs, *x.shape)), policy.start())
+
+
+def _key_words(key: Key, steps: int) -> Array:
+    """The words of a key per step, hashed at once: a hash within the loop is kernels within it."""
+    return jax.random.key_data(jax.vmap(lambda t: jax.random.fold_in(key, t))(jnp.arange(steps)))
 
 
 def keys(key: Key, *shape: int) -> Key:
