@@ -107,8 +107,8 @@ def main() -> None:
                     "run_s": round(run.timing.get("run_s", 0.0)),
                 }
             )
-            print(report.table(rows, path=OUT / "mpe.csv"), flush=True)
-    figure = OUT / "mpe.png"
+            print(report.table(rows, path=OUT / "table.csv"), flush=True)
+    figure = OUT / "learning_curves.png"
     report.learning_curves(curves, figure, "Multi-particle games, EPyMARL's scale")
     print(f"\nresults: {OUT}\nfigure:  {figure}")
 

@@ -245,10 +245,10 @@ def main() -> None:
                 )
                 outcomes.append({"game": game, "method": label, "values": ends})
             print(report.table(rows[-len(envs) :]), flush=True)
-    report.table(rows, path=OUT / "oracle_table.csv")
+    report.table(rows, path=OUT / "table.csv")
     figure = report.outcome_bars(
         outcomes,
-        OUT / "oracle_table.png",
+        OUT / "outcomes.png",
         f"Greedy return of {SEEDS} seeds",
         {game: max(fact["optimum"]) for game, fact in facts.items()},
     )

@@ -130,7 +130,7 @@ def test_the_hoped_for_value_is_the_best_plan(seed):
     best = np.full((3, 3), -np.inf)
     for u in itertools.product(range(3), repeat=3):
         if all(legal[j, u[j]] if alive[j] else u[j] == 0 for j in range(3)):
-            index = int(pareto_ac.index_of(jnp.asarray(u), 3))
+            index = int(finite.joint_index(jnp.asarray(u), 3))
             assert plans[index].tolist() == list(u)
             for i in range(3):
                 worth = q[index] + sum(bonus[j, u[j]] for j in range(3) if j != i)

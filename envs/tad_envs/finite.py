@@ -50,10 +50,10 @@ def common_view(feature: Float[Array, "S"], legal: Bool[Array, "N A"]) -> Observ
     )
 
 
-def joint_index(action: Int[Array, "N"], n_actions: int) -> Int[Array, ""]:
+def joint_index(action: Int[Array, "*batch N"], n_actions: int) -> Int[Array, "*batch"]:
     """Row-major index of a joint action, so that a payoff tensor is read with one gather."""
-    strides = n_actions ** np.arange(action.shape[0])[::-1]
-    return jnp.sum(action * strides.astype(np.int32))
+    strides = n_actions ** np.arange(action.shape[-1])[::-1]
+    return jnp.sum(action * strides.astype(np.int32), axis=-1)
 
 
 def certain(tree: _Tree) -> tuple[Float[Array, "1"], _Tree]:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxmarl_tad.networks.net import LARGEST_TABLE, Kind, network, state_inputs, table
 from jaxmarl_tad.types import Key, Params
-from tad_envs import Spec
+from tad_envs import Spec, finite
 
 
 class Joint(NamedTuple):
@@ -68,9 +68,8 @@ def joint_index(
     spec: Spec, state: Int[Array, "*batch"], action: Float[Array, "*batch N A"]
 ) -> Int[Array, "*batch"]:
     """The row of a state and a joint action; who does not count is put down as taking action 0."""
-    taken = jnp.argmax(action, axis=-1)
-    place = spec.n_actions ** np.arange(spec.n_agents)[::-1]
-    return state * spec.n_actions**spec.n_agents + taken @ place
+    index = finite.joint_index(jnp.argmax(action, axis=-1), spec.n_actions)
+    return state * spec.n_actions**spec.n_agents + index
 
 
 def joint_actions(spec: Spec) -> Float[np.ndarray, "J N A"]:

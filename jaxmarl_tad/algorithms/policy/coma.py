@@ -160,7 +160,7 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     def value_taken(params: Any, observation: Observation, action: Array) -> Float[Array, "T E N"]:
         """Q_i(s, u)."""
-        return of_action(values(params, observation, action), action)
+        return distributions.taken(values(params, observation, action), action)
 
     def critic_loss(params: Any, seen: Any, target: Array) -> Array:
         value = value_taken(params, seen.observation, seen.action)
@@ -242,12 +242,7 @@ def counterfactual_advantage(
     q: Float[Array, "*batch A"], log_probs: Float[Array, "*batch A"], action: Int[Array, "*batch"]
 ) -> Float[Array, "*batch"]:
     """Q(s, u) − Σ_a π(a) Q(s, (u_{−i}, a)) of one agent (Foerster et al. 2018, eq. 4)."""
-    return of_action(q, action) - jnp.sum(jnp.exp(log_probs) * q, axis=-1)
-
-
-def of_action(q: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """The value of the action taken."""
-    return jnp.take_along_axis(q, action[..., None], axis=-1)[..., 0]
+    return distributions.taken(q, action) - jnp.sum(jnp.exp(log_probs) * q, axis=-1)
 
 
 def critic_inputs(kind: Kind, spec: Spec) -> tuple[Any, int]:

@@ -41,7 +41,7 @@ from jaxmarl_tad.sharing import Mode
 from jaxmarl_tad.targets import n_step_returns, next_values
 from jaxmarl_tad.team import joint, team
 from jaxmarl_tad.types import Activation, Algorithm, Key, Metrics, Policy
-from tad_envs import Environment, Observation, Spec
+from tad_envs import Environment, Observation, Spec, finite
 
 LARGEST_JOINT = 4096
 """Joint actions beyond which the maximum over what the others do is refused."""
@@ -183,7 +183,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         return loss, {"entropy": entropy, "ratio": ratio, "policy_loss": loss}
 
     def critic_loss(params: Any, seen: Any, target: Array) -> Array:
-        played = index_of(joint(seen.action, seen.observation.alive), spec.n_actions)
+        played = finite.joint_index(joint(seen.action, seen.observation.alive), spec.n_actions)
         value = jnp.take_along_axis(values(params, seen.observation), played[..., None], axis=-1)
         return masked_mean((target - value[..., 0]) ** 2, jnp.any(seen.observation.alive, -1))
 
@@ -243,20 +243,14 @@ def make(config: Config, env: Environment) -> Algorithm:
 
 
 def joint_actions(spec: Spec) -> np.ndarray:
-    """Every joint action, ``[U, N]``, the last agent's changing fastest."""
+    """Every joint action, ``[U, N]``, in the order of :func:`tad_envs.finite.joint_index`."""
     return np.indices((spec.n_actions,) * spec.n_agents).reshape(spec.n_agents, -1).T
-
-
-def index_of(action: Int[Array, "*batch N"], n_actions: int) -> Int[Array, "*batch"]:
-    """Where a joint action stands in :func:`joint_actions`."""
-    weight = n_actions ** np.arange(action.shape[-1])[::-1]
-    return jnp.sum(action * weight.astype(np.int32), axis=-1)
 
 
 def entry_played(spec: Spec, state: Float[Array, "S"], action: Int[Array, "N"]) -> tuple[Array, Array]:
     """Row and column of a table that hold Q(s, u), both ``[1]``."""
     row = state_inputs("table", spec)[0](state)
-    return row[None], index_of(action, spec.n_actions)[None]
+    return row[None], finite.joint_index(action, spec.n_actions)[None]
 
 
 def possible_plans(

@@ -293,10 +293,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         if weighted:
             looked = central(target.central, batch)
             next_value = looked(ahead, slice(1, None), following)
-            played = looked(now, slice(-1), batch.action)
         else:
             next_value = total(target, delayed[1:], following, ahead)
-            played = total(target, delayed[:-1], batch.action, now)
         if config.mixer == "none":
             next_value = beyond_death(next_value, ahead.alive)
             counts = counts & now.alive
@@ -304,6 +302,10 @@ def make(config: Config, env: Environment) -> Algorithm:
         if config.returns == "peng":
             returns = lambda_returns(batch.reward, next_value, *ends, config.gamma, config.lam)
         else:
+            if weighted:
+                played = looked(now, slice(-1), batch.action)
+            else:
+                played = total(target, delayed[:-1], batch.action, now)
             returns = corrected_returns(
                 batch.reward, played, next_value, *ends, config.gamma, config.lam
             )
