@@ -18,6 +18,7 @@ from jaxmarl_tad.algorithms.policy import coma, pareto_ac
 from jaxmarl_tad.rollout import rollout
 from jaxmarl_tad.targets import n_step_returns
 from jaxmarl_tad.team import mixed
+from tad_envs import finite
 
 METHODS = ("ia2c", "maa2c", "ippo_epymarl", "mappo_epymarl", "coma", "pareto_ac")
 PAYOFF = np.asarray([[11.0, -30.0, 0.0], [-30.0, 7.0, 0.0], [0.0, 6.0, 5.0]])
