@@ -556,7 +556,7 @@ def test_what_is_played_over_several_steps():
 
 @struct
 class Recall:
-    """Two agents see a bit, then nothing; then each is paid for choosing what it saw."""
+    """Two agents see a bit, then nothing; then each is paid for choosing what it saw. The state keeps it."""
 
     flip: Real = 0.0
     """1 if the second agent must choose the other action."""
@@ -568,7 +568,8 @@ class Recall:
 
     def observe(self, state):
         shown = finite.one_hot(jnp.where(state.clock == 0, state.at, 2), 3)
-        return finite.common_view(shown, jnp.ones((2, 2), bool))
+        seen = finite.common_view(shown, jnp.ones((2, 2), bool))
+        return seen._replace(state=finite.one_hot(state.at, 3))
 
     def reset(self, key):
         place = Place(jax.random.bernoulli(key).astype(jnp.int32), jnp.zeros((), jnp.int32))
