@@ -22,12 +22,15 @@ __all__ = [
     "differences",
     "leaf_fields",
     "require",
+    "resolve_epsilon",
     "resolve_steps",
     "static_fields",
     "struct",
 ]
 
 _T = TypeVar("_T")
+_SHORT = 4
+"""Steps of a game in which uniform play sees every plan of a team often enough."""
 _LONGEST_ROLLOUT = 128
 _SIZES = [
     "total_steps",
@@ -102,3 +105,9 @@ def check_divides(config: Any, name: str, whole: str) -> None:
 def resolve_steps(steps: int | None, spec: Spec) -> int:
     """Rollout length: one episode, up to 128 steps, unless given."""
     return min(spec.horizon, _LONGEST_ROLLOUT) if steps is None else steps
+
+
+def resolve_epsilon(epsilon: Real | None, spec: Spec) -> Real:
+    """What exploration falls to unless given: not at all where chance meets every plan, else 0.05."""
+    short = spec.horizon <= _SHORT
+    return (1.0 if short else 0.05) if epsilon is None else epsilon

@@ -556,7 +556,7 @@ def test_what_is_played_over_several_steps():
 
 @struct
 class Recall:
-    """Two agents see a bit, then nothing; then each is paid for choosing what it saw. The state keeps it."""
+    """Two agents see a bit, which the state keeps; then each is paid for choosing what it saw."""
 
     flip: Real = 0.0
     """1 if the second agent must choose the other action."""

@@ -279,6 +279,15 @@ def test_who_takes_the_better_game_of_two(method):
     assert hits(run, "two_step", TWO_STEP[method]) >= ENOUGH, run.final["return"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["vdn", "qmix"])
+def test_teams_split_between_the_two_good_branches(method):
+    """By their defaults: 13, or 10 where the first branch was met first. Nobody comes back from it."""
+    ends = np.round(learned(method, "m_step").final["return"], 3)
+    assert np.isin(ends, (10, 13)).sum() >= ENOUGH, ends
+    assert min((ends == 10).sum(), (ends == 13).sum()) >= 2, ends
+
+
 @pytest.mark.parametrize(
     "method", ["qtran", *map(slow, ("qplex", "cw_qmix", "qmix", "vdn", "pqn_vdn"))]
 )

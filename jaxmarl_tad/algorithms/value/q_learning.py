@@ -36,7 +36,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmarl_tad import replay
-from jaxmarl_tad.config import Real, check_divides, check_range, require, struct
+from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_epsilon, struct
 from jaxmarl_tad.distributions import best, explore, highest, taken
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.joint import is_tabular, joint_value
@@ -87,8 +87,9 @@ class Config:
     """Peng's Q(λ), or Q*(λ), which corrects for actions that were not the best."""
     epsilon_start: Real = 1.0
     """Probability of a random action in the first iteration."""
-    epsilon_end: Real = 1.0
-    """Probability of a random action once it has fallen."""
+    epsilon_end: Real | None = None
+    """Probability of a random action once it has fallen; 1 in games of at most 4 steps (uniform data)
+    and 0.05 in others unless given."""
     epsilon_fraction: Real = 0.5
     """Share of the run over which it falls linearly, in [0, 1]."""
     target_update: Real = 0.1
@@ -176,6 +177,7 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
         "updates": config.updates or (2 if qplex else 1),
         "hyper": config.hyper or (32 if qplex else 64),
         "lr": lr,
+        "epsilon_end": resolve_epsilon(config.epsilon_end, spec),
     }
 
 
@@ -236,8 +238,8 @@ def make(config: Config, env: Environment) -> Algorithm:
     spec = env.spec
     agents = jnp.arange(spec.n_agents)
     share = sharing(config.sharing, spec.n_agents)
-    assert config.lr is not None and config.updates is not None
-    updates, lr = config.updates, config.lr
+    assert config.lr is not None and config.updates is not None and config.epsilon_end is not None
+    updates, lr, epsilon_end = config.updates, config.lr, config.epsilon_end
 
     view, inputs = agent_inputs(config.network, spec, share.identity)
     agent = network(
@@ -348,7 +350,7 @@ def make(config: Config, env: Environment) -> Algorithm:
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
         collect_key, learn_key = keys(key, 2)
         fallen = jnp.minimum(progress / jnp.maximum(config.epsilon_fraction, 1e-6), 1.0)
-        epsilon = config.epsilon_start + fallen * (config.epsilon_end - config.epsilon_start)
+        epsilon = config.epsilon_start + fallen * (epsilon_end - config.epsilon_start)
         rate = lr * (1 - (1 - config.lr_end) * progress)
         memory = replay.add(state.replay, collect(collect_key, state.params, epsilon, config.envs))
 
@@ -380,6 +382,6 @@ def make(config: Config, env: Environment) -> Algorithm:
         return Policy(start=start, act=act, execution="decentralised")
 
     def policy(state: State, *, greedy: bool) -> Policy:
-        return policy_of(state.params, None if greedy else config.epsilon_end)
+        return policy_of(state.params, None if greedy else epsilon_end)
 
     return Algorithm(init, step, policy)

@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxmarl_tad import replay
-from jaxmarl_tad.config import Real, check_divides, check_range, require, struct
+from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_epsilon, struct
 from jaxmarl_tad.distributions import best, explore, highest, taken
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.joint import is_tabular, joint_value
@@ -57,8 +57,9 @@ from tad_envs import Environment, Observation, Spec
 class Config:
     """Settings of QTRAN."""
 
-    total_steps: int = 6_400
-    """Environment steps of one member, rounded to whole iterations; padding counts."""
+    total_steps: int | None = None
+    """Environment steps of one member, rounded to whole iterations; padding counts. 6,400 times the
+    horizon unless given."""
     envs: int = 32
     """Episodes collected in each iteration; divides ``capacity``."""
     steps: int | None = None
@@ -83,8 +84,9 @@ class Config:
     """λ_nopt, the weight of the error of the condition elsewhere."""
     epsilon_start: Real = 1.0
     """Probability of a random action in the first iteration."""
-    epsilon_end: Real = 1.0
-    """Probability of a random action once it has fallen."""
+    epsilon_end: Real | None = None
+    """Probability of a random action once it has fallen; 1 in games of at most 4 steps (uniform data)
+    and 0.05 in others unless given."""
     epsilon_fraction: Real = 0.5
     """Share of the run over which it falls linearly, in [0, 1]."""
     target_update: Real = 0.1
@@ -141,7 +143,14 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     )
     kind = resolve_kind(config.network, config.memory, spec, spec.obs_dim * spec.n_agents)
     lr = (0.5 if kind == "table" else 5e-4) if config.lr is None else config.lr
-    return {"network": kind, "steps": spec.horizon, "lr": lr}
+    epsilon = resolve_epsilon(config.epsilon_end, spec)
+    return {
+        "network": kind,
+        "steps": spec.horizon,
+        "total_steps": config.total_steps or 6_400 * spec.horizon,
+        "lr": lr,
+        "epsilon_end": epsilon,
+    }
 
 
 class Params(NamedTuple):
@@ -185,8 +194,8 @@ def make(config: Config, env: Environment) -> Algorithm:
     spec = env.spec
     agents = jnp.arange(spec.n_agents)
     share = sharing(config.sharing, spec.n_agents)
-    assert config.lr is not None
-    lr = config.lr
+    assert config.lr is not None and config.epsilon_end is not None
+    lr, epsilon_end = config.lr, config.epsilon_end
 
     joint, total = team_value(config, spec)
     view, inputs = agent_inputs(config.network, spec, share.identity)
@@ -291,7 +300,7 @@ def make(config: Config, env: Environment) -> Algorithm:
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
         collect_key, learn_key = keys(key, 2)
         fallen = jnp.minimum(progress / jnp.maximum(config.epsilon_fraction, 1e-6), 1.0)
-        epsilon = config.epsilon_start + fallen * (config.epsilon_end - config.epsilon_start)
+        epsilon = config.epsilon_start + fallen * (epsilon_end - config.epsilon_start)
         rate = lr * (1 - (1 - config.lr_end) * progress)
         memory = replay.add(state.replay, collect(collect_key, state.params, epsilon, config.envs))
 
@@ -324,6 +333,6 @@ def make(config: Config, env: Environment) -> Algorithm:
         return Policy(start=start, act=act, execution="decentralised")
 
     def policy(state: State, *, greedy: bool) -> Policy:
-        return policy_of(state.params, None if greedy else config.epsilon_end)
+        return policy_of(state.params, None if greedy else epsilon_end)
 
     return Algorithm(init, step, policy)
