@@ -199,7 +199,7 @@ def play(batch: int, length: int) -> dict[str, Any]:
 
 
 def curves(checkout: str, seeds: int, updates: int, evaluations: int, episodes: int) -> dict[str, Any]:
-    """Greedy returns of IPPO as it learns, in episodes of 25 steps: the sum of all agents' rewards.
+    """Returns of IPPO as it learns, of sampled actions in episodes of 25 steps, summed over agents.
 
     The learning rate stays constant, for so it does on the other side.
     """
@@ -226,14 +226,17 @@ def curves(checkout: str, seeds: int, updates: int, evaluations: int, episodes: 
     network = module.ActorCritic(env.action_space(env.agents[0]).n, activation=config["ACTIVATION"])
 
     def score(params: Any, key: Any) -> Any:
-        def step(carry: Any, _: Any) -> Any:
+        def step(carry: Any, t: Any) -> Any:
             views, state = carry
-            chosen = jnp.stack([network.apply(params, views[a])[0].mode() for a in env.agents])
-            actions = {agent: chosen[i] for i, agent in enumerate(env.agents)}
+            draws = jax.random.split(jax.random.fold_in(key, t), env.num_agents)
+            actions = {
+                agent: network.apply(params, views[agent])[0].sample(seed=draws[i])
+                for i, agent in enumerate(env.agents)
+            }
             views, state, rewards, _, _ = env.step_env(key, state, actions)
             return (views, state), sum(rewards.values())
 
-        _, rewards = jax.lax.scan(step, env.reset(key), None, HORIZON)
+        _, rewards = jax.lax.scan(step, env.reset(key), jnp.arange(HORIZON))
         return rewards.sum()
 
     keys = jax.random.split(jax.random.key(1), episodes)

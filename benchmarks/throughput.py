@@ -22,7 +22,9 @@ epochs, minibatches and gradient steps, networks of equal widths, 25 steps an ep
   18 numbers of state for 54. Their buffer admits samples as soon as it holds one batch, as ours does
   (published: after 256 episodes and 10,000 steps), so that both sides learn equally often.
 
-With ``--curves`` both learn, and their greedy returns are drawn in one scale.
+With ``--curves`` both learn, and the returns of their policies are drawn in one scale. Policies draw
+actions, as they do while learning: the most likely ones of a policy that has hardly begun to learn
+carry agents far away.
 """
 
 import argparse
@@ -37,7 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import peer_jaxmarl
 
@@ -207,16 +209,43 @@ def checkpoint(seeds: int, fields: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+class _Final(NamedTuple):
+    """An environment whose time limit is the end of all, as it is on the other side."""
+
+    env: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
+
+    def step(self, key: Any, state: Any, action: Any) -> Any:
+        state, seen = self.env.step(key, state, action)
+        over = seen.terminated | seen.truncated
+        return state, seen._replace(terminated=over, truncated=over & False)
+
+
 def curves(
     seeds: int, updates: int, evaluations: int, episodes: int, prng: str, fields: dict[str, Any]
 ) -> dict[str, Any]:
-    """Greedy returns of IPPO as it learns: the sum of all agents' rewards in episodes of 25 steps."""
-    from jaxmarl_tad import run
+    """Returns of IPPO as it learns, of sampled actions in episodes of 25 steps, summed over agents."""
+    import jax
+
+    import jaxmarl_tad as jt
+    from jaxmarl_tad.prng import implementation
 
     settings = SETTINGS["ippo"] | fields | {"total_steps": updates * STEPS["ippo"]}
-    asked: dict[str, Any] = {"seeds": seeds, "evaluations": evaluations, "episodes": episodes}
-    trained = run("ippo", GAME, prng=prng, progress=False, **asked, **settings)
-    return {"steps": trained.steps.tolist(), "returns": trained.curves["return"].tolist()}
+    job = jt.prepare("ippo", GAME, seeds=seeds, prng=prng, **settings)
+
+    def whole_run(member: Any) -> Any:
+        learner = jt.algorithm("ippo").make(member.config, _Final(member.source))
+        sampling = learner._replace(policy=lambda state, greedy: learner.policy(state, greedy=False))
+        evaluate = lambda policy, key: jt.score(member.env, policy, key, episodes)  # noqa: E731
+        key = jax.random.key(member.seed, impl=implementation(prng))
+        return jt.train(sampling, evaluate, key, iterations=updates, evaluations=evaluations)[1]
+
+    returns = jt.sweep(whole_run, job.stacked)["return"]
+    each = updates * STEPS["ippo"] // evaluations
+    steps = [each * (i + 1) for i in range(evaluations)]
+    return {"steps": steps, "returns": returns.tolist()}
 
 
 # --- both sides -------------------------------------------------------------------------------------
