@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxmarl_tad.algorithms.deterministic import ddpg
-from jaxmarl_tad.algorithms.joint import tad_ppo
+from jaxmarl_tad.algorithms.joint import mat, sable, tad_ppo
 from jaxmarl_tad.algorithms.policy import actor_critic, coma, pareto_ac, ppo
 from jaxmarl_tad.algorithms.value import pqn, q_learning, qtran
 from jaxmarl_tad.config import concrete, config_of
@@ -26,7 +26,7 @@ class Method(NamedTuple):
     """Values of config fields that depend on the environment's sizes; refuses what cannot be."""
     fixed: dict[str, Any]
     """The config fields that make this name this method."""
-    family: Literal["policy", "value", "joint", "deterministic"]
+    family: Literal["policy", "value", "joint", "deterministic", "sequence"]
     execution: Literal["decentralised", "centralised"]
     paper: str
     actions: tuple[str, ...] = ("discrete",)
@@ -152,6 +152,21 @@ _ROWS = (
     Method(
         "facmac", ddpg.make, ddpg.Config, ddpg.resolve, {"mixer": "qmix"},
         "deterministic", "decentralised", "Peng et al. 2021", actions=BOTH,
+    ),
+    # One model over the sequence of agents.
+    Method(
+        "mat", mat.make, mat.Config, mat.resolve, {"decoder": "autoregressive"},
+        "sequence", "centralised", "Wen et al. 2022", actions=BOTH,
+        memory=("none",), sharing=("full", "full_id"),
+    ),
+    Method(
+        "mat_dec", mat.make, mat.Config, mat.resolve, {"decoder": "independent"},
+        "sequence", "decentralised", "Wen et al. 2022", actions=BOTH, memory=("none",),
+    ),
+    Method(
+        "sable", sable.make, sable.Config, sable.resolve, {},
+        "sequence", "centralised", "Mahjoub et al. 2025", actions=BOTH,
+        memory=("none", "retention"), sharing=("full", "full_id"),
     ),
 )  # fmt: skip
 

@@ -3,6 +3,7 @@
 Presets of one factory differ in a term, so the fast tier compiles the last of each; the others, and
 every method with its other memory and sharing, are compiled in the slow tier. What needs a memory
 runs for the same representatives in both. Laws need no compilation and always cover everything.
+Probes are learned in the fast tier by tables; sequence models have none.
 """
 
 from pathlib import Path
@@ -14,6 +15,7 @@ from jaxmarl_tad.algorithms import METHODS
 HERE = Path(__file__).parent
 REPRESENTATIVES = {row.make: row.name for row in METHODS.values()}
 FAST = {*REPRESENTATIVES.values(), "distill"}
+SEQUENCE = {row.name for row in METHODS.values() if row.family == "sequence"}
 ABOUT_MEMORY = "test_a_rollout_equals_stepwise_acting"
 
 
@@ -27,5 +29,6 @@ def pytest_collection_modifyitems(items):
         name = item.callspec.params.get("name") if case is None else case.method
         memory = item.callspec.params.get("memory", "none") if case is None else case.memory
         remembers = memory != "none" and item.originalname != ABOUT_MEMORY
-        if name is not None and (name not in FAST or remembers):
+        learns = item.path.stem == "test_probes" and name in SEQUENCE
+        if name is not None and (name not in FAST or remembers or learns):
             item.add_marker(pytest.mark.slow)

@@ -237,7 +237,7 @@ def test_agents_that_share_everything_may_change_places(name, memory):
 
 # --- acting and learning see the same -------------------------------------------------------------
 
-with_ratio = [c for c in METHOD_CASES if METHODS[c.method].family in ("policy", "joint")]
+with_ratio = [c for c in METHOD_CASES if METHODS[c.method].family in ("policy", "joint", "sequence")]
 
 
 @pytest.mark.parametrize("case", with_ratio, ids=str)
