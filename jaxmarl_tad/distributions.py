@@ -150,6 +150,20 @@ def log_slope(z: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     return 2 * (np.log(2) - z - jax.nn.softplus(-2 * z))
 
 
+def normal_divergence(
+    old: Float[Array, "*batch K"], new: Float[Array, "*batch K"], legal: Bool[Array, "*batch D"]
+) -> Float[Array, "*batch"]:
+    """KL(old || new) of Gaussians over the dimensions that count; tanh on top does not change it.
+
+    Written so that nearly equal distributions do not cancel to noise in single precision.
+    """
+    (mean, deviation), (new_mean, new_deviation) = mean_and_deviation(old), mean_and_deviation(new)
+    shrunk = 2 * (jnp.log(deviation) - jnp.log(new_deviation))
+    moved = ((mean - new_mean) / new_deviation) ** 2
+    each = 0.5 * (jnp.expm1(shrunk) - shrunk + moved)
+    return jnp.sum(jnp.where(legal, each, 0.0), axis=-1)
+
+
 # --- what a learner uses --------------------------------------------------------------------------
 
 
@@ -170,12 +184,14 @@ class Head(NamedTuple):
     """``(outputs, legal, chosen)``: log-probabilities of what was chosen, and entropies."""
     shown: Callable[[Array], Array]
     """What others are shown of ``chosen``: the index, or the action in units of its range."""
+    divergence: Callable[[Array, Array, Array], Array]
+    """``(old outputs, new outputs, legal)``: KL(old || new) in nats."""
 
 
 def head(family: Family, spec: Spec) -> Head:
     """The distributions of the actions that ``spec`` describes; ``family`` if they are continuous."""
     if spec.discrete:
-        return Head(spec.n_actions, _uniform, _decide, _judge, lambda chosen: chosen)
+        return Head(spec.n_actions, _uniform, _decide, _judge, lambda chosen: chosen, _divergence)
     low, high = spec.bounds or (-1.0, 1.0)
     middle, half = (low + high) / 2, (high - low) / 2
     bounded = family == "tanh_gaussian"
@@ -207,7 +223,7 @@ def head(family: Family, spec: Spec) -> Head:
     def normal(key: Key, agents: int) -> Array:
         return jax.random.normal(key, (agents, spec.action_dim))
 
-    return Head(spec.action_dim, normal, decide, judge, shown)
+    return Head(spec.action_dim, normal, decide, judge, shown, normal_divergence)
 
 
 def _uniform(key: Key, agents: int) -> Array:
@@ -223,3 +239,7 @@ def _decide(
 def _judge(logits: Array, legal: Array, action: Array) -> tuple[Array, Array]:
     log_probs = log_probabilities(logits, legal)
     return log_probability(log_probs, action), entropy(log_probs)
+
+
+def _divergence(old: Array, new: Array, legal: Array) -> Array:
+    return kl(log_probabilities(old, legal), log_probabilities(new, legal))

@@ -84,6 +84,12 @@ def epochs(
     return carry, jax.tree.map(lambda x: x.mean(0), reports)
 
 
+class Alone(NamedTuple):
+    """Parameters of one part, for :func:`improve`."""
+
+    part: Params
+
+
 def improve(
     loss: Callable[[Any, Any, Any], tuple[Array, Any]],
     optimiser: Optimiser,

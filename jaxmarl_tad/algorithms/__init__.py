@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmarl_tad.algorithms.deterministic import ddpg
 from jaxmarl_tad.algorithms.joint import mat, sable, tad_ppo
-from jaxmarl_tad.algorithms.policy import actor_critic, coma, pareto_ac, ppo
+from jaxmarl_tad.algorithms.policy import actor_critic, coma, happo, hatrpo, pareto_ac, ppo
 from jaxmarl_tad.algorithms.value import pqn, q_learning, qtran
 from jaxmarl_tad.config import concrete, config_of
 from jaxmarl_tad.sweep import Make
@@ -167,6 +167,19 @@ _ROWS = (
         "sable", sable.make, sable.Config, sable.resolve, {},
         "sequence", "centralised", "Mahjoub et al. 2025", actions=BOTH,
         memory=("none", "retention"), sharing=("full", "full_id"),
+    ),
+    # Agents that learn one after the other.
+    Method(
+        "haa2c", happo.make, happo.Config, happo.resolve, {"objective": "plain"},
+        "policy", "decentralised", "Zhong et al. 2024", actions=BOTH,
+    ),
+    Method(
+        "happo", happo.make, happo.Config, happo.resolve, {"objective": "clipped"},
+        "policy", "decentralised", "Kuba et al. 2022", actions=BOTH,
+    ),
+    Method(
+        "hatrpo", hatrpo.make, hatrpo.Config, hatrpo.resolve, {},
+        "policy", "decentralised", "Kuba et al. 2022", actions=BOTH,
     ),
 )  # fmt: skip
 

@@ -97,14 +97,17 @@ def values_at(name, probe, bits=0, clock=0):
         return restored(run.state, mine, values_encoded(name, seen, mine))
 
     assert run.config.network == "table"
-    assert run.config.sharing == "full_id"
     state, rows = run.state, int(jnp.argmax(seen.state))
     table = state.params.critic
-    if not hasattr(run.config, "critic") and METHODS[name].family == "policy":
+    if hasattr(sys.modules[METHODS[name].make.__module__], "entry_played"):
+        assert run.config.sharing == "full_id"
         return values_played(name, seen, mine)
+    sees = getattr(run.config, "critic", "state")
+    assert sees == "state" or run.config.sharing == "full_id"
     if METHODS[name].family == "joint":
+        assert run.config.sharing == "full_id"
         table, rows = table["head"], rows * 3 ** (3 - 1)  # agent 0's row where nobody has chosen yet
-    elif run.config.critic == "local":
+    elif sees == "local":
         rows = [4 * agent + int(jnp.argmax(seen.agents[agent])) for agent in range(3)]
     predicted = np.asarray(table)[mine, 0, rows, 0].reshape(SEEDS, -1)
     return restored(state, mine, predicted)

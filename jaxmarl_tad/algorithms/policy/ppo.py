@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_steps, struct
+from jaxmarl_tad.critics import critic as critic_of
 from jaxmarl_tad.losses import (
     clipped_surrogate,
     clipped_value_loss,
@@ -36,16 +37,14 @@ from jaxmarl_tad.networks.net import (
     agent_inputs,
     network,
     resolve_kind,
-    state_inputs,
     unroll,
     with_spread,
 )
 from jaxmarl_tad.networks.tables import Logits, biased, choices, legal_actions
-from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, update_scale
+from jaxmarl_tad.normalise import Scale, init_scale
 from jaxmarl_tad.optimise import adam, improve
-from jaxmarl_tad.rollout import Actors, begin, keys, rollout, taken
+from jaxmarl_tad.rollout import Actors, begin, keys, rollout
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
-from jaxmarl_tad.targets import beyond_death, lambda_returns, next_values
 from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
@@ -157,14 +156,16 @@ def make(config: Config, env: Environment) -> Algorithm:
 
     # What the policy sees: its own row, one agent at a time.
     view, inputs = agent_inputs(config.network, spec, share.identity)
-    kind = {
-        "kind": config.network,
-        "hidden": config.hidden,
-        "memory": config.memory,
-        "activation": config.activation,
-        "layer_norm": config.layer_norm,
-    }
-    actor = network(inputs=inputs, outputs=head.outputs, gain=0.01, **kind)
+    actor = network(
+        config.network,
+        inputs=inputs,
+        outputs=head.outputs,
+        hidden=config.hidden,
+        memory=config.memory,
+        activation=config.activation,
+        layer_norm=config.layer_norm,
+        gain=0.01,
+    )
     if not spec.discrete:
         actor = with_spread(actor, head.outputs, distributions.FIRST_SPREAD)
     act_all, act_rows = over_agents(actor.apply, share), over_rows(actor.apply, share)
@@ -173,42 +174,17 @@ def make(config: Config, env: Environment) -> Algorithm:
         return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), actor.start())
 
     # What the critic sees: the same rows, or the state, once.
-    local = config.critic == "local"
-    state_view, state_inputs_ = state_inputs(config.network, spec)
-    critic_share = share if local else sharing("full", 1)
-    first_gain = 0.0 if tabular else 1.0  # a table of values starts at 0
-    critic_inputs = inputs if local else state_inputs_
-    critic = network(inputs=critic_inputs, outputs=1, gain=first_gain, **kind)
-    value_all = over_agents(critic.apply, critic_share)
-    value_rows = over_rows(critic.apply, critic_share)
-    critics = spec.n_agents if local else 1
-    alike = local and not gathered  # policy and critic are fed the same, which is kept once
-
-    def critic_start() -> Memory:
-        return jax.tree.map(lambda m: jnp.tile(m, (critics, 1)), critic.start())
+    critic = critic_of(config, spec, config.critic)
+    # Policy and critic may be fed the same, which is kept once.
+    alike = config.critic == "local" and not gathered
 
     def views(observation: Observation) -> Any:
         if gathered:
             return jnp.argmax(observation.agents, -1)
         return jax.vmap(view)(observation.agents, agents)
 
-    def critic_views(observation: Observation) -> Any:
-        if local:
-            return jax.vmap(view)(observation.agents, agents)
-        return state_view(observation.state)[None]
-
-    def counted(alive: Any) -> Any:
-        """Where a critic's value counts: its agent is alive, or any agent is."""
-        return alive if local else jnp.any(alive, -1, keepdims=True)
-
     batched = lambda function: jax.vmap(jax.vmap(function))  # over [T, E]  # noqa: E731
     optimiser = adam(config.max_grad_norm)
-
-    def values(params: Any, memory: Memory, views: Any, first: Any) -> tuple[Any, Memory]:
-        """V of every critic ``[T, E, N or 1]`` and the memories after each step."""
-        one, many = (functools.partial(f, params) for f in (value_all, value_rows))
-        value, memories = unroll(one, critic_start(), memory, views, first, many)
-        return value[..., 0], memories
 
     def decide(params: Any, memory: Memory, batch: Batch) -> tuple[Any, Any]:
         """log π(a_i | τ_i) of the actions taken ``[T, E, N]``, and the mean entropy of π(· | τ_i)."""
@@ -231,9 +207,9 @@ def make(config: Config, env: Environment) -> Algorithm:
         policy_loss = -masked_mean(objective, batch.alive) - config.entropy_coef * entropy
 
         fed = batch.views if alike else batch.critic_views
-        value, _ = values(params.critic, memory.critic, fed, batch.first)
+        value, _ = critic.values(params.critic, memory.critic, fed, batch.first)
         error = clipped_value_loss(value, batch.value, batch.target, config.clip, config.huber_delta)
-        value_loss = masked_mean(error, counted(batch.alive))
+        value_loss = masked_mean(error, critic.counted(batch.alive))
         report = {"entropy": entropy, "ratio": masked_mean(ratio, batch.alive)}
         report |= {"policy_loss": policy_loss, "value_loss": value_loss}
         return policy_loss + value_loss, report
@@ -245,15 +221,14 @@ def make(config: Config, env: Environment) -> Algorithm:
         bias = lambda table: biased(table, config.initial_logits, config.network, spec, share)  # noqa: E731
         params = Params(
             actor=bias(drawn) if spec.discrete else drawn | {"mean": bias(drawn["mean"])},
-            critic=init_sets(critic.init, critic_key, critic_share),
+            critic=critic.init(critic_key),
         )
-        start = jax.tree.map(lambda m: jnp.tile(m, (config.envs, 1, 1)), critic_start())
         return State(
             params=params,
             optimiser=Params(*(optimiser.init(p) for p in params)),
             scale=init_scale(),
             actors=begin(env, policy_of(params, greedy=False), begin_key, config.envs),
-            critic_memory=start,
+            critic_memory=critic.start(config.envs),
         )
 
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
@@ -262,39 +237,20 @@ def make(config: Config, env: Environment) -> Algorithm:
         behaviour = policy_of(state.params, greedy=False)
         actors, seen = rollout(env, behaviour, collect_key, state.actors, steps)
 
-        seen_critic_views = batched(critic_views)(seen.observation)
-        critic = state.params.critic
-        value, memories = values(critic, memory.critic, seen_critic_views, seen.first)
-
-        def look_ahead(rows: Any) -> Any:
-            """V of what the steps in ``rows [C, E]`` led to; of all steps if None."""
-            m, o = (memories, seen.next) if rows is None else taken((memories, seen.next), rows)
-            return value_rows(critic, m, batched(critic_views)(o), 2)[0][..., 0]
-
-        next_value = next_values(value, seen.truncated, look_ahead, spec.horizon)
-        if local:
-            next_value = beyond_death(next_value, seen.next.alive)
-        target = lambda_returns(
-            seen.reward,
-            restored(state.scale, next_value),
-            seen.terminated,
-            seen.truncated,
-            config.gamma,
-            config.lam,
+        judged = critic.assess(
+            state.params.critic, memory.critic, seen, state.scale, config.gamma, config.lam
         )
         alive = seen.observation.alive
-        scale = update_scale(state.scale, target, counted(alive))
-        advantage = jnp.broadcast_to(target - restored(state.scale, value), alive.shape)
         batch = Batch(
-            views=seen_critic_views if alike else batched(views)(seen.observation),
-            critic_views=None if alike else seen_critic_views,
+            views=judged.views if alike else batched(views)(seen.observation),
+            critic_views=None if alike else judged.views,
             legal=seen.observation.legal,
             alive=alive,
             action=seen.extras.get("chosen", seen.action),
             log_prob=seen.extras["log_prob"],
-            advantage=standardise(advantage, alive),
-            value=value,
-            target=normalised(scale, target),
+            advantage=standardise(judged.advantage, alive),
+            value=judged.value,
+            target=judged.target,
             first=seen.first,
         )
 
@@ -310,8 +266,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             count=config.epochs,
             minibatches=config.minibatches,
         )
-        critic_memory = jax.tree.map(lambda m: m[-1], memories)
-        return State(params, optimisers, scale, actors, critic_memory), report
+        return State(params, optimisers, judged.scale, actors, judged.memory), report
 
     def policy_of(params: Params, *, greedy: bool) -> Policy:
         table = choices(params.actor, share, legal) if gathered else None
