@@ -140,6 +140,26 @@ def beyond_death(
     return jnp.where(alive, value, team)
 
 
+def of_next_living(
+    values: Float[Array, "*batch N"],
+    alive: Bool[Array, "*batch N"],
+    beyond: Float[Array, "*batch"],
+    discount: Real = 1.0,
+) -> Float[Array, "*batch N"]:
+    """Of agents that choose in this order, the value of the next living one; ``beyond`` after the last.
+
+    A value is discounted once for each place between; ``beyond`` counts as it is for the last place.
+    """
+
+    def back(following: Array, own: tuple[Array, Array]) -> tuple[Array, Array]:
+        value, living = own
+        return jnp.asarray(discount * jnp.where(living, value, following)), following
+
+    moved = (jnp.moveaxis(values, -1, 0), jnp.moveaxis(alive, -1, 0))
+    _, following = jax.lax.scan(back, beyond, moved, reverse=True)
+    return jnp.moveaxis(following, 0, -1)
+
+
 def _spread(x: Real | Array, like: Array) -> Array:
     """``x`` with trailing unit axes broadcast to the shape of ``like``."""
     x = jnp.asarray(x)

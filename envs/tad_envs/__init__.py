@@ -2,6 +2,7 @@
 
 from tad_envs.checker import check
 from tad_envs.decentralised import Decentralised, solve_decentralised
+from tad_envs.knowledge import common_knowledge
 from tad_envs.oracle import Solution, equilibrium_values, optimal, solve, strict_equilibria
 from tad_envs.registry import environments, make, register
 from tad_envs.struct import (
@@ -45,6 +46,7 @@ __all__ = [
     "Unfolded",
     "check",
     "check_keywords",
+    "common_knowledge",
     "concrete",
     "environments",
     "equilibrium_values",

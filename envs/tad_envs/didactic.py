@@ -90,6 +90,8 @@ class TwoStep:
         """The state."""
         return finite.common_view(finite.one_hot(state, 3), jnp.ones((2, 2), bool))
 
+    common_knowledge = finite.all_common
+
     def outcomes(
         self, state: State, action: Action
     ) -> tuple[Float[Array, "1"], State, Float[Array, "1"], Bool[Array, "1"]]:
@@ -155,6 +157,8 @@ class Mmdp:
         """The place."""
         return finite.common_view(finite.one_hot(state.place, 2), jnp.ones((2, 2), bool))
 
+    common_knowledge = finite.all_common
+
     def outcomes(
         self, state: Place, action: Action
     ) -> tuple[Float[Array, "1"], Place, Float[Array, "1"], Bool[Array, "1"]]:
@@ -215,6 +219,8 @@ class MStep:
         clock = jnp.minimum(state.clock, self.steps - 1)
         code = jnp.maximum(2 * clock - 1 + state.place, 0)
         return finite.common_view(finite.one_hot(code, 2 * self.steps - 1), jnp.ones((2, 2), bool))
+
+    common_knowledge = finite.all_common
 
     def outcomes(
         self, state: Place, action: Action

@@ -50,6 +50,12 @@ def common_view(feature: Float[Array, "S"], legal: Bool[Array, "N A"]) -> Observ
     )
 
 
+def all_common(env: Environment, row: Float[Array, "O"], agent: Int[Array, ""]) -> Float[Array, "O"]:
+    """``common_knowledge`` of such a game (:mod:`tad_envs.knowledge`): everything that is seen."""
+    del env, agent
+    return row
+
+
 def joint_index(action: Int[Array, "*batch N"], n_actions: int) -> Int[Array, "*batch"]:
     """Row-major index of a joint action, so that a payoff tensor is read with one gather."""
     strides = n_actions ** np.arange(action.shape[-1])[::-1]

@@ -93,6 +93,8 @@ class Hallway:
         legal = jnp.broadcast_to(allowed, (self.n_agents, self.n_actions))
         return finite.common_view(feature, legal)
 
+    common_knowledge = finite.all_common
+
     def outcomes(
         self, state: State, action: Action
     ) -> tuple[Float[Array, "1"], State, Float[Array, "1"], Bool[Array, "1"]]:

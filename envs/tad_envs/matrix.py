@@ -70,6 +70,8 @@ class MatrixGame:
         legal = jnp.arange(self.spec.n_actions) < jnp.asarray(self.actions)[:, None]
         return finite.common_view(feature, legal)
 
+    common_knowledge = finite.all_common
+
     def outcomes(
         self, state: State, action: Action
     ) -> tuple[Float[Array, "1"], State, Float[Array, "1"], Bool[Array, "1"]]:

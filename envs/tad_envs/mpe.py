@@ -238,6 +238,16 @@ class Spread:
             alive=jnp.ones(n, bool),
         )
 
+    def common_knowledge(self, row: Float[Array, "O"], agent: Int[Array, ""]) -> Float[Array, "C"]:
+        """Where all agents and landmarks are, which each can tell from its own place; no velocities."""
+        n = self.n_agents
+        own, landmarks = row[2:4], row[4 : 4 + 2 * n].reshape(n, 2)
+        others = row[4 + 2 * n : 4 + 2 * n + 2 * (n - 1)].reshape(n - 1, 2)
+        index = np.arange(n)
+        relative = others[jnp.clip(index - (index > agent), 0, n - 2)]
+        relative = jnp.where((index == agent)[:, None], 0.0, relative)
+        return (own + jnp.concatenate([relative, landmarks])).reshape(-1)
+
     def step(self, key: Key, state: World, action: Action) -> tuple[World, TimeStep]:
         """Push and move; truncated at the horizon. Draws nothing."""
         del key

@@ -173,6 +173,11 @@ class MackrlPair:
             alive=jnp.ones(2, bool),
         )
 
+    def common_knowledge(self, row: Float[Array, "5"], agent: Int[Array, ""]) -> Float[Array, "3"]:
+        """The payoff, if its index is common knowledge; else that it is not."""
+        del agent
+        return jnp.concatenate([row[:2], jnp.sum(row[2:], keepdims=True)])
+
     def outcomes(
         self, state: State, action: Action
     ) -> tuple[Float[Array, "1"], State, Float[Array, "1"], Bool[Array, "1"]]:
@@ -251,6 +256,8 @@ class CoordSum:
         """The target."""
         legal = jnp.ones((self.n_agents, self.n_actions), bool)
         return finite.common_view(finite.one_hot(state.target, self.n_targets), legal)
+
+    common_knowledge = finite.all_common
 
     def outcomes(
         self, state: Round, action: Action

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxmarl_tad.algorithms.deterministic import ddpg
-from jaxmarl_tad.algorithms.joint import mat, sable, tad_ppo
+from jaxmarl_tad.algorithms.joint import annealed, mackrl, mat, sable, tad_ppo
 from jaxmarl_tad.algorithms.policy import actor_critic, coma, happo, hatrpo, pareto_ac, ppo
-from jaxmarl_tad.algorithms.value import pqn, q_learning, qtran
+from jaxmarl_tad.algorithms.value import pqn, q_learning, qtran, tad_dqn
 from jaxmarl_tad.config import concrete, config_of
 from jaxmarl_tad.sweep import Make
 from tad_envs import Spec, lookup, require
@@ -180,6 +180,19 @@ _ROWS = (
     Method(
         "hatrpo", hatrpo.make, hatrpo.Config, hatrpo.resolve, {},
         "policy", "decentralised", "Kuba et al. 2022", actions=BOTH,
+    ),
+    # Joint policies
+    Method(
+        "annealed_joint", annealed.make, annealed.Config, annealed.resolve, {},
+        "joint", "decentralised", "this library",
+    ),
+    Method(
+        "mackrl", mackrl.make, mackrl.Config, mackrl.resolve, {},
+        "joint", "decentralised", "Schroeder de Witt et al. 2019", sharing=("full_id", "none"),
+    ),
+    Method(
+        "tad_dqn", tad_dqn.make, tad_dqn.Config, tad_dqn.resolve, {},
+        "value", "centralised", "Ye et al. 2022; Mnih et al. 2015", memory=("none",),
     ),
 )  # fmt: skip
 

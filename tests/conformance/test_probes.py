@@ -104,7 +104,7 @@ def values_at(name, probe, bits=0, clock=0):
         return values_played(name, seen, mine)
     sees = getattr(run.config, "critic", "state")
     assert sees == "state" or run.config.sharing == "full_id"
-    if METHODS[name].family == "joint":
+    if isinstance(table, dict):  # of who chooses in turn
         assert run.config.sharing == "full_id"
         table, rows = table["head"], rows * 3 ** (3 - 1)  # agent 0's row where nobody has chosen yet
     elif sees == "local":

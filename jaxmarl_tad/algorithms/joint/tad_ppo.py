@@ -33,7 +33,7 @@ from jaxmarl_tad.normalise import Scale, init_scale, normalised, restored, updat
 from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.rollout import Actors, begin, keys, rollout
 from jaxmarl_tad.sharing import Mode, init_sets, of_agent, sharing
-from jaxmarl_tad.targets import lambda_returns
+from jaxmarl_tad.targets import lambda_returns, of_next_living
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 from tad_envs.transform import unfold
@@ -324,7 +324,7 @@ def make(config: Config, env: Environment) -> Algorithm:
 
         # The block of N virtual steps, in the order in which the agents chose.
         in_order = lambda x: reorder(x, order if random else line, -1)  # noqa: E731
-        following = _of_next_living(
+        following = of_next_living(
             in_order(restored(state.scale, value)),
             in_order(alive),
             restored(state.scale, next_value),
@@ -413,15 +413,3 @@ def make(config: Config, env: Environment) -> Algorithm:
         return policy_of(state.params, greedy=greedy)
 
     return Algorithm(init, step, policy)
-
-
-def _of_next_living(values: Any, alive: Any, beyond: Any) -> Any:
-    """V of the next living agent in line ``[..., N]``, and ``beyond`` ``[...]`` after the last."""
-
-    def back(following: Any, own: tuple[Any, Any]) -> tuple[Any, Any]:
-        value, living = own
-        return jnp.where(living, value, following), following
-
-    moved = (jnp.moveaxis(values, -1, 0), jnp.moveaxis(alive, -1, 0))
-    _, following = jax.lax.scan(back, beyond, moved, reverse=True)
-    return jnp.moveaxis(following, 0, -1)

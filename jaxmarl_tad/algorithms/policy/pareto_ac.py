@@ -32,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, check_range, require, resolve_steps, struct
+from jaxmarl_tad.factorisation import joint_actions, possible_plans
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember, network, resolve_kind, state_inputs
 from jaxmarl_tad.networks.tables import Logits
@@ -242,24 +243,10 @@ def make(config: Config, env: Environment) -> Algorithm:
     return Algorithm(init, step, policy)
 
 
-def joint_actions(spec: Spec) -> np.ndarray:
-    """Every joint action, ``[U, N]``, in the order of :func:`tad_envs.finite.joint_index`."""
-    return np.indices((spec.n_actions,) * spec.n_agents).reshape(spec.n_agents, -1).T
-
-
 def entry_played(spec: Spec, state: Float[Array, "S"], action: Int[Array, "N"]) -> tuple[Array, Array]:
     """Row and column of a table that hold Q(s, u), both ``[1]``."""
     row = state_inputs("table", spec)[0](state)
     return row[None], finite.joint_index(action, spec.n_actions)[None]
-
-
-def possible_plans(
-    plans: np.ndarray, legal: Bool[Array, "*batch N A"], alive: Bool[Array, "*batch N"]
-) -> Bool[Array, "*batch U"]:
-    """Joint actions in which every living agent's action is legal and every dead one's is 0."""
-    agents = np.arange(plans.shape[1])
-    allowed = jnp.where(alive[..., None], legal, jnp.arange(legal.shape[-1]) == 0)
-    return jnp.all(allowed[..., agents, plans], axis=-1)
 
 
 def optimistic(
