@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxmarl_tad.export import export
     from jaxmarl_tad.resume import load, resume
     from jaxmarl_tad.run import Job, Trained, evaluate, prepare, run
+    from jaxmarl_tad.selective import selective
     from jaxmarl_tad.sweep import Member, sweep
     from jaxmarl_tad.train import train
     from jaxmarl_tad.types import Algorithm, Policy, Transition
@@ -42,6 +43,7 @@ __all__ = [
     "resume",
     "run",
     "score",
+    "selective",
     "solve",
     "sweep",
     "train",
@@ -54,6 +56,7 @@ _HOMES = {
     "jaxmarl_tad.export": ("export",),
     "jaxmarl_tad.resume": ("load", "resume"),
     "jaxmarl_tad.run": ("Job", "Trained", "evaluate", "prepare", "run"),
+    "jaxmarl_tad.selective": ("selective",),
     "jaxmarl_tad.sweep": ("Member", "sweep"),
     "jaxmarl_tad.train": ("train",),
     "jaxmarl_tad.types": ("Algorithm", "Policy", "Transition"),

@@ -60,14 +60,14 @@ def critic(config: Any, spec: Spec, sees: Literal["local", "state"]) -> Critic:
     share = sharing(config.sharing, spec.n_agents) if local else sharing("full", 1)
     view, own_inputs = agent_inputs(config.network, spec, share.identity)
     state_view, common_inputs = state_inputs(config.network, spec)
+    look = ("activation", "layer_norm")  # where a method leaves them open
     net = network(
         config.network,
         inputs=own_inputs if local else common_inputs,
         outputs=1,
         hidden=config.hidden,
         memory=config.memory,
-        activation=config.activation,
-        layer_norm=config.layer_norm,
+        **{name: getattr(config, name) for name in look if hasattr(config, name)},
         gain=0.0 if config.network == "table" else 1.0,  # a table of values starts at 0
     )
     value_all, value_rows = over_agents(net.apply, share), over_rows(net.apply, share)
@@ -119,7 +119,7 @@ def critic(config: Any, spec: Spec, sees: Literal["local", "state"]) -> Critic:
     return Critic(init, start, values, counted, assess)
 
 
-class Values(NamedTuple):
+class Lessons(NamedTuple):
     """What a critic learns from; leaves ``[T, E, ...]``."""
 
     views: Any
@@ -129,13 +129,27 @@ class Values(NamedTuple):
     first: Bool[Array, "T E"]
 
 
+def lessons(critic: Critic, judged: Assessment, seen: Transition) -> Lessons:
+    """What an assessment of recorded steps leaves to be learned."""
+    counted = critic.counted(seen.observation.alive)
+    return Lessons(judged.views, judged.value, judged.target, counted, seen.first)
+
+
+def critic_loss(
+    critic: Critic, params: Params, memory: Memory, batch: Lessons, clip: Real, huber_delta: Real
+) -> Float[Array, ""]:
+    """The clipped Huber loss of V; ``memory`` is what the critic remembered before the first step."""
+    value, _ = critic.values(params, memory, batch.views, batch.first)
+    error = clipped_value_loss(value, batch.value, batch.target, clip, huber_delta)
+    return masked_mean(error, batch.counted)
+
+
 def improve_critic(
     critic: Critic,
     optimiser: Optimiser,
     params: Params,
     state: Any,
-    judged: Assessment,
-    seen: Transition,
+    batch: Lessons,
     memory: Memory,
     key: Key,
     *,
@@ -145,20 +159,16 @@ def improve_critic(
     count: int,
     minibatches: int,
 ) -> tuple[Params, Any, Metrics]:
-    """Descend the clipped Huber loss of V on its targets over ``count`` epochs of ``minibatches``.
+    """Descend :func:`critic_loss` over ``count`` epochs of ``minibatches``.
 
-    For methods whose policies learn apart from the critic. ``memory`` is what the critic remembered
-    before the first step of ``seen``. Returns parameters, the optimiser's state and ``value_loss``.
+    For methods whose policies learn apart from the critic. Returns parameters, the optimiser's state
+    and ``value_loss``.
     """
 
-    def loss(params: Alone, batch: Values, memory: Memory) -> tuple[Array, Metrics]:
-        value, _ = critic.values(params.part, memory, batch.views, batch.first)
-        error = clipped_value_loss(value, batch.value, batch.target, clip, huber_delta)
-        value_loss = masked_mean(error, batch.counted)
-        return value_loss, {"value_loss": value_loss}
+    def loss(params: Alone, batch: Lessons, memory: Memory) -> tuple[Array, Metrics]:
+        error = critic_loss(critic, params.part, memory, batch, clip, huber_delta)
+        return error, {"value_loss": error}
 
-    counted = critic.counted(seen.observation.alive)
-    batch = Values(judged.views, judged.value, judged.target, counted, seen.first)
     parts, states = Alone(params), Alone(state)
     sizes = {"lr": lr, "count": count, "minibatches": minibatches}
     (params,), (state,), report = improve(loss, optimiser, parts, states, batch, memory, key, **sizes)

@@ -42,6 +42,7 @@ from jaxmarl_tad.run import (
     as_job,
     evaluate,
     execute,
+    grouped,
     same_sizes,
 )
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
@@ -190,6 +191,12 @@ def students(
         )
         given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
         fields = given | fields
+    if fields.get("sharing") == "selective":
+        own: Any = env
+        if own is None:
+            assert isinstance(teacher, Trained)
+            own = jax.tree.map(lambda x: np.asarray(x[0]), teacher.stacked.env)
+        fields = grouped(fields, [as_game(own)[0]])
     settings = config_of(Config, fields)
 
     if isinstance(teacher, Trained):

@@ -28,6 +28,7 @@ from jaxmarl_tad.config import as_dict, differences, leaf_fields
 from jaxmarl_tad.devices import Shard
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.prng import GENERATORS, Generator
+from jaxmarl_tad.selective import selective
 from jaxmarl_tad.sweep import Make, Member, Plan, init_members, product, run_chunk, stack
 from jaxmarl_tad.types import Policy, State
 from tad_envs import Environment, Spec, make, require
@@ -258,7 +259,10 @@ def prepare(
     prng: Generator = "threefry",
     **fields: Any,
 ) -> Job:
-    """What :func:`run` would run, resolved and checked, without touching a device."""
+    """What :func:`run` would run, resolved and checked, without touching a device.
+
+    Only ``sharing="selective"`` is found out on a device, and is an assignment from here on.
+    """
     method = lookup_algorithm(algorithm)
     given: Any = env if isinstance(env, list) else [env]
     games = [as_game(game) for game in given]
@@ -277,6 +281,7 @@ def prepare(
             f"config must come from config({algorithm!r}), not be a {type(config).__name__}.",
         )
         common = {**_given(config), **common}
+    common = grouped(common, [game for game, _ in games])
 
     members, rows = [], []
     for game, own in games:
@@ -307,6 +312,22 @@ def prepare(
         prng=prng,
         recipe=recipe,
     )
+
+
+def grouped(fields: dict[str, Any], games: Sequence[Environment]) -> dict[str, Any]:
+    """``fields`` with the assignment that ``sharing="selective"`` finds in ``games``."""
+    if fields.get("sharing") != "selective":
+        return fields
+    distinct = {id(game): game for game in games}.values()
+    found = [(game.name, selective(game)) for game in distinct]
+    first, assignment = found[0]
+    for name, other in found:
+        require(
+            other == assignment,
+            f"sharing='selective' finds {assignment} in {first!r} and {other} in {name!r}, and one "
+            "program has one assignment; run them apart, or give one assignment.",
+        )
+    return {**fields, "sharing": assignment}
 
 
 def as_job(

@@ -6,7 +6,10 @@ mode          parameter sets  agent index as input   also known as
 ``full``      1               no                     FuPS
 ``full_id``   1               yes                    FuPS + id (the default)
 ``none``      one per agent   no                     NoPS
+``(0,0,1)``   one per number  no                     an assignment of one's own
 ============  ==============  =====================  ===========================
+
+``selective`` is the assignment that :func:`jaxmarl_tad.selective.selective` finds (SePS).
 """
 
 from collections.abc import Callable
@@ -14,9 +17,11 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 
+from jaxmarl_tad.config import require
 from jaxmarl_tad.types import Key, Params
 
-Mode = Literal["full", "full_id", "none"]
+Mode = Literal["full", "full_id", "none", "selective"] | tuple[int, ...]
+"""How agents share parameters; a tuple gives each agent the number of its parameter set."""
 
 
 class Sharing(NamedTuple):
@@ -28,10 +33,45 @@ class Sharing(NamedTuple):
 
 
 def sharing(mode: Mode, n_agents: int) -> Sharing:
-    """The assignment that ``mode`` means for ``n_agents`` agents."""
+    """The assignment that ``mode`` means for ``n_agents`` agents.
+
+    Raises ``ValueError`` for a tuple that assigns no set, or an unused one, and for ``"selective"``,
+    which a run replaces by the assignment it found.
+    """
     if mode == "none":
         return Sharing(n_agents, tuple(range(n_agents)), identity=False)
+    if isinstance(mode, tuple):
+        check_assignment(mode, n_agents)
+        return Sharing(max(mode) + 1, mode, identity=False)
+    require(
+        mode != "selective",
+        "sharing='selective' is an assignment that is found by play: run() finds it, and so does "
+        "jaxmarl_tad.selective(env); or give one, such as "
+        f"sharing={tuple(i * 2 // n_agents for i in range(n_agents))}.",
+    )
     return Sharing(1, (0,) * n_agents, identity=mode == "full_id")
+
+
+def check_assignment(assignment: tuple[int, ...], n_agents: int) -> None:
+    """Refuse a tuple that does not give each agent one of the sets 0 … K − 1, all of them in use."""
+    label = f"sharing={assignment!r}"
+    require(
+        len(assignment) == n_agents,
+        f"{label} assigns {len(assignment)} agents, and there are {n_agents}; for example "
+        f"sharing={tuple(i * 2 // n_agents for i in range(n_agents))}.",
+    )
+    nearest = numbered(assignment)
+    require(
+        set(assignment) == set(range(len(set(assignment)))),
+        f"{label} must use each of the sets 0 to {len(set(assignment)) - 1}; did you mean "
+        f"sharing={nearest!r}?",
+    )
+
+
+def numbered(groups: tuple[int, ...]) -> tuple[int, ...]:
+    """The same groups, numbered from 0 in the order in which agents first belong to them."""
+    order = list(dict.fromkeys(groups))
+    return tuple(order.index(group) for group in groups)
 
 
 def init_sets(init: Callable[[Key], Params], key: Key, share: Sharing) -> Params:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tad_envs import continuous, didactic, hallway, matrix, mpe, partial, relay
+from tad_envs import colours, continuous, didactic, hallway, matrix, mpe, partial, relay
 from tad_envs.struct import check_arguments, lookup, require
 from tad_envs.types import Environment
 
@@ -129,6 +129,7 @@ def _register_all() -> None:
     register("mmdp", didactic.mmdp_qplex)
     for factory in (partial.dec_tiger, partial.mackrl_pair, partial.coordsum, relay.relay):
         register(factory.__name__, factory)
+    register("colours", colours.colours)
     register("hallway", hallway.hallway)
     register("hallway/wait", hallway.wait)
     register("hallway/meet", hallway.meet)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxmarl_tad.algorithms.deterministic import ddpg
-from jaxmarl_tad.algorithms.joint import annealed, mackrl, mat, sable, tad_ppo
+from jaxmarl_tad.algorithms.joint import annealed, ar_ppo, mackrl, magpo, mat, sable, tad_ppo
 from jaxmarl_tad.algorithms.policy import actor_critic, coma, happo, hatrpo, pareto_ac, ppo
 from jaxmarl_tad.algorithms.value import pqn, q_learning, qtran, tad_dqn
 from jaxmarl_tad.config import concrete, config_of
@@ -31,7 +31,7 @@ class Method(NamedTuple):
     paper: str
     actions: tuple[str, ...] = ("discrete",)
     memory: tuple[str, ...] = ("none", "gru")
-    sharing: tuple[str, ...] = ("full", "full_id", "none")
+    sharing: tuple[str, ...] = ("full", "full_id", "none", "selective")
 
     def settings(self, **fields: Any) -> Any:
         """The method's config with its defaults and ``fields``."""
@@ -193,6 +193,15 @@ _ROWS = (
     Method(
         "tad_dqn", tad_dqn.make, tad_dqn.Config, tad_dqn.resolve, {},
         "value", "centralised", "Ye et al. 2022; Mnih et al. 2015", memory=("none",),
+    ),
+    # Autoregressive policies.
+    Method(
+        "ar_ppo", ar_ppo.make, ar_ppo.Config, ar_ppo.resolve, {},
+        "joint", "centralised", "Fu et al. 2022", actions=BOTH,
+    ),
+    Method(
+        "magpo", magpo.make, magpo.Config, magpo.resolve, {},
+        "joint", "decentralised", "Li et al. 2025", actions=BOTH,
     ),
 )  # fmt: skip
 

@@ -32,7 +32,9 @@ def biased(table: Params, initial_logits: Logits, kind: Kind, spec: Spec, share:
     width = spec.n_actions or spec.action_dim
     by_agent = jnp.broadcast_to(jnp.asarray(initial_logits), (spec.n_agents, width))
     if share.sets > 1:
-        return table + by_agent[:, None, :]
+        serves = jnp.asarray(share.assignment) == jnp.arange(share.sets)[:, None]
+        own = serves.astype(jnp.float32) @ by_agent / jnp.sum(serves, -1, keepdims=True)
+        return table + own[:, None, :]
     if not share.identity:
         return table + by_agent.mean(0)
     rows = table.shape[1] // spec.n_agents

@@ -67,7 +67,9 @@ class Case(NamedTuple):
     def fields(self, spec, **given):
         """Small settings, as far as the method has them; ``given`` wins."""
         known = {*leaf_fields(self.config), *static_fields(self.config)}
-        fields = {**SMALL, "memory": self.memory, "sharing": self.sharing}
+        found = tuple(2 * i // spec.n_agents for i in range(spec.n_agents))  # as a search might find
+        sharing = found if self.sharing == "selective" else self.sharing
+        fields = {**SMALL, "memory": self.memory, "sharing": sharing}
         if hasattr(self.config, "first_episodes"):  # it collects whole episodes
             fields["steps"] = spec.horizon
         fields["total_steps"] = ITERATIONS * fields["envs"] * fields["steps"]

@@ -23,7 +23,18 @@ def says_something(case, game):
     return game == GAMES[0] or case.sharing == "full_id"
 
 
-PAIRS = [(case, game) for case in CASES for game in GAMES if says_something(case, game)]
+def rarely(case):
+    """An assignment of one's own differs from no sharing by a gather; one method says so."""
+    slow = case.sharing == "selective" and case.method != "ippo"
+    return [pytest.mark.slow] if slow else []
+
+
+PAIRS = [
+    pytest.param((case, game), marks=rarely(case))
+    for case in CASES
+    for game in GAMES
+    if says_something(case, game)
+]
 MEMBERS = 2
 
 

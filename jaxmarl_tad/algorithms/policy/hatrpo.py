@@ -31,7 +31,7 @@ from jaxtyping import Array, Float
 from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_steps, struct
 from jaxmarl_tad.critics import critic as critic_of
-from jaxmarl_tad.critics import improve_critic
+from jaxmarl_tad.critics import improve_critic, lessons
 from jaxmarl_tad.losses import masked_mean, standardise
 from jaxmarl_tad.networks.net import Kind, Remember, resolve_kind
 from jaxmarl_tad.networks.tables import Logits
@@ -219,8 +219,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             optimiser,
             params.critic,
             state.optimiser,
-            judged,
-            seen,
+            lessons(critic, judged, seen),
             state.critic_memory,
             learn_key,
             clip=config.clip,
