@@ -50,12 +50,30 @@ VALUE = {
     "epsilon_fraction": 0.2,
     "target_update": 0.02,
 }
+SEQUENCE = PPO | {"lr": 2e-3, "lr_end": 0.1, "entropy_end": 1.0, "embed": 32}
+HATRPO = {"envs": 64, "critic_epochs": 4, "minibatches": 8, "lr": 1e-3, "lam": 0.95, "delta": 0.01}
+DETERMINISTIC = {
+    "envs": 16, "updates": 2, "batch": 256, "capacity": 8192, "lr": 3e-4, "critic_lr": 1e-3, "lam": 0.6,
+    "target_update": 0.01,
+}  # fmt: skip
+PQN = {
+    "envs": 64, "epochs": 2, "minibatches": 8, "lr": 1e-3, "lr_end": 0.1, "gamma": 0.9, "lam": 0.6,
+    "epsilon_end": 0.05, "epsilon_fraction": 0.2,
+}  # fmt: skip
 SETTINGS = {
-    "ippo": PPO, "mappo": PPO, "tad_ppo": PPO,
-    "ia2c": ACTOR_CRITIC, "maa2c": ACTOR_CRITIC,
+    "ippo": PPO, "mappo": PPO, "tad_ppo": PPO, "happo": PPO, "haa2c": PPO, "annealed_joint": PPO,
+    "ar_ppo": PPO | {"entropy_end": 1.0}, "magpo": PPO | {"entropy_end": 1.0}, "hatrpo": HATRPO,
+    "mat": SEQUENCE, "mat_dec": SEQUENCE, "sable": SEQUENCE,
+    "ia2c": ACTOR_CRITIC | {"lr": 3e-3, "critic_lr_scale": 1.0, "entropy_coef": 0.03},
+    "maa2c": ACTOR_CRITIC | {"lr": 3e-3, "critic_lr_scale": 1.0, "entropy_coef": 0.03},
     "ippo_epymarl": ACTOR_CRITIC, "mappo_epymarl": ACTOR_CRITIC,
-    "iql": VALUE, "vdn": VALUE, "qmix": VALUE, "qplex": VALUE, "ow_qmix": VALUE, "cw_qmix": VALUE,
-    "qtran": VALUE, "qtran_alt": VALUE,
+    "coma": ACTOR_CRITIC | {"updates": 8},
+    "mackrl": ACTOR_CRITIC | {"epsilon_start": 0.2},
+    "pareto_ac": {"envs": 16, "lr": 5e-4, "entropy_start": 1.0, "target_update": 0.02},
+    "iql": VALUE, "vdn": VALUE, "qmix": VALUE, "ow_qmix": VALUE, "cw_qmix": VALUE,
+    "qplex": VALUE | {"lr": 1e-3}, "qtran": VALUE | {"lr": 1e-3}, "qtran_alt": VALUE | {"lr": 1e-3},
+    "pqn_vdn": PQN, "tad_dqn": {k: v for k, v in VALUE.items() if k != "lam"} | {"lr": 1e-3},
+    "maddpg": DETERMINISTIC, "facmac": DETERMINISTIC,
 }  # fmt: skip
 GAMMA = {"spread": 0.95, "speaker_listener": 0.9}
 """Discount of the policy methods; the value methods take 0.9 in both."""
