@@ -51,7 +51,7 @@ VALUE = {
     "target_update": 0.02,
 }
 SEQUENCE = PPO | {"lr": 2e-3, "lr_end": 0.1, "entropy_end": 1.0, "embed": 32}
-HATRPO = {"envs": 64, "critic_epochs": 4, "minibatches": 8, "lr": 1e-3, "lam": 0.95, "delta": 0.01}
+HATRPO = {"envs": 64, "critic_epochs": 4, "minibatches": 8, "lr": 1e-3, "lam": 0.95, "max_kl": 0.01}
 DETERMINISTIC = {
     "envs": 16, "updates": 2, "batch": 256, "capacity": 8192, "lr": 3e-4, "critic_lr": 1e-3, "lam": 0.6,
     "target_update": 0.01,

@@ -144,7 +144,7 @@ def searched(logits, i, action, worth, delta, damping):
 @pytest.mark.parametrize("delta", [0.01, 1.0])
 def test_trust_region_steps_equal_dense_solves(delta):
     config, made, init, step = learner("hatrpo", envs=24)
-    config = dataclasses.replace(config, delta=delta)
+    config = dataclasses.replace(config, max_kl=delta)
     state, logits = drawn_logits(init(jax.random.key(0)))
     sizes = []
     for seed in range(4):
@@ -189,7 +189,7 @@ def test_orders_are_permutations_and_all_occur():
 def test_no_accepted_step_leaves_the_trust_region(delta):
     """KL(old || new) from the tables before and after, in float64; who is not accepted stays put."""
     config, _, init, step = learner("hatrpo", envs=24)
-    config = dataclasses.replace(config, delta=delta, accept=0.9)
+    config = dataclasses.replace(config, max_kl=delta, accept=0.9)
     state, shares = init(jax.random.key(1)), []
     for i in range(30):
         before = np.asarray(state.params.actor, np.float64)[:, 0]
@@ -412,7 +412,7 @@ def test_networks_end_where_tables_do(method, fields):
     [
         ("happo", {"objective": "plain"}, "happo means objective='clipped'"),
         ("haa2c", {"minibatches": 3}, "minibatches=3 must divide"),
-        ("hatrpo", {"delta": -1.0}, "delta=-1.0 must lie in"),
+        ("hatrpo", {"max_kl": -1.0}, "max_kl=-1.0 must lie in"),
         ("hatrpo", {"tries": 0}, "sizes must be positive"),
     ],
 )

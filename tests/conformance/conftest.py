@@ -2,20 +2,22 @@
 
 Presets of one factory differ in a term, so the fast tier compiles the last of each; the others, and
 every method with its other memory and sharing, are compiled in the slow tier. What needs a memory
-runs for the same representatives in both. Laws need no compilation and always cover everything.
+runs for the same representatives in both. Laws need no compilation: they cover every method at its
+defaults, and what else a row declares for the representatives and in the slow tier.
 Probes are learned in the fast tier by tables; sequence models have none.
 """
 
 from pathlib import Path
 
 import pytest
+from conformance.learners import FAST
 
 from jaxmarl_tad.algorithms import METHODS
 
 HERE = Path(__file__).parent
-REPRESENTATIVES = {row.make: row.name for row in METHODS.values()}
-FAST = {*REPRESENTATIVES.values(), "distill"}
 SEQUENCE = {row.name for row in METHODS.values() if row.family == "sequence"}
+CONTINUOUS = ("mappo", "facmac")
+"""Of these also the other kind of actions: all others draw from the same heads."""
 ABOUT_MEMORY = "test_a_rollout_equals_stepwise_acting"
 
 
@@ -30,5 +32,6 @@ def pytest_collection_modifyitems(items):
         memory = item.callspec.params.get("memory", "none") if case is None else case.memory
         remembers = memory != "none" and item.originalname != ABOUT_MEMORY
         learns = item.path.stem == "test_probes" and name in SEQUENCE
-        if name is not None and (name not in FAST or remembers or learns):
+        numbers = case is not None and case.actions == "continuous" and name not in CONTINUOUS
+        if name is not None and (name not in FAST or remembers or learns or numbers):
             item.add_marker(pytest.mark.slow)

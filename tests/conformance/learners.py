@@ -23,6 +23,9 @@ from jaxmarl_tad.distill import make as make_student
 from jaxmarl_tad.distill import resolve as resolve_student
 
 DISTILL = "distill"
+REPRESENTATIVES = {row.make: row.name for row in METHODS.values()}
+FAST = {*REPRESENTATIVES.values(), DISTILL}
+"""One method per file, which the fast tier examines closely; its presets differ in a term."""
 ITERATIONS = 4
 
 # Small sizes that still wrap a replay, split a batch and run past the end of an episode.

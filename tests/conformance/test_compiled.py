@@ -247,7 +247,7 @@ def test_the_ratio_is_one_before_anything_is_learned(case):
     row = METHODS[case.method]
     passes = row.fixed.get("epochs", getattr(run.config, "epochs", 1))  # over one batch
     assert np.allclose(run.curves["ratio"], 1.0, atol=2e-6) == (passes == 1)
-    sizes = [name for name in ("lr", "delta") if hasattr(run.config, name)]  # of a step
+    sizes = [name for name in ("lr", "max_kl") if hasattr(run.config, name)]  # of a step
     still = learners.watch(case, learners.skirmish(case), **dict.fromkeys(sizes, 0.0))
     np.testing.assert_allclose(still.trained.curves["ratio"], 1.0, rtol=0, atol=2e-6)
     assert_same_bits(still.states[0].params, still.states[-1].params)

@@ -24,9 +24,12 @@ def says_something(case, game):
 
 
 def rarely(case):
-    """An assignment of one's own differs from no sharing by a gather; one method says so."""
-    slow = case.sharing == "selective" and case.method != "ippo"
-    return [pytest.mark.slow] if slow else []
+    """Presets away from their defaults; and an assignment, which one method tells from no sharing."""
+    default = None if case.method == learners.DISTILL else METHODS[case.method].config()
+    usual = default is None or (case.memory, case.sharing) == (default.memory, default.sharing)
+    preset = case.method not in learners.FAST and not usual
+    selective = case.sharing == "selective" and case.method != "mappo"
+    return [pytest.mark.slow] if preset or selective else []
 
 
 PAIRS = [

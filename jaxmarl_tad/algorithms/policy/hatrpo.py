@@ -57,7 +57,7 @@ class Config:
     """Environments acted in at once."""
     steps: int | None = None
     """Rollout length; one episode (up to 128 steps) unless given."""
-    delta: Real = 0.01
+    max_kl: Real = 0.01
     """δ: largest mean KL between an agent's policies before and after its turn, in nats."""
     damping: Real = 0.1
     """c: added to the diagonal of the Fisher information."""
@@ -107,7 +107,7 @@ class Config:
         require(min(sizes) >= 1, "hatrpo: sizes must be positive.")
         check_divides(self, "minibatches", "envs")
         check_range(self, **dict.fromkeys(("gamma", "lam", "clip", "backtrack", "accept"), (0, 1)))
-        check_range(self, delta=(0, jnp.inf), damping=(0, jnp.inf))
+        check_range(self, max_kl=(0, jnp.inf), damping=(0, jnp.inf))
 
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:
@@ -188,7 +188,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             product = curvature(divergence, old, config.damping)
             direction, left = conjugate_gradients(product, slope, config.solver_steps)
             length = jnp.maximum(direction @ (slope - left), 1e-12)  # xᵀHx
-            full = direction * jnp.sqrt(2 * config.delta / length)
+            full = direction * jnp.sqrt(2 * config.max_kl / length)
             predicted = slope @ full
 
             def attempt(carry: tuple[Any, Any, Any, Any]) -> tuple[Any, Any, Any, Any]:
@@ -196,7 +196,7 @@ def make(config: Config, env: Environment) -> Algorithm:
                 tried, expected = old + config.backtrack**j * full, config.backtrack**j * predicted
                 found, outputs = surrogate(tried)
                 apart, rise = team.divergence(before, outputs, turn), found - start
-                good = (apart < config.delta) & (rise > 0) & (rise > config.accept * expected)
+                good = (apart < config.max_kl) & (rise > 0) & (rise > config.accept * expected)
                 own, kl = (jnp.where(good, *x) for x in zip((tried, apart), stay, strict=True))
                 return j + 1, own, kl, good
 
