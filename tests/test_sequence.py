@@ -324,7 +324,7 @@ def test_sable_remembers_through_what_it_retains(memory, least, most):
 
 
 def test_misfit_settings_are_refused():
-    with pytest.raises(ValueError, match="mat_dec"):
+    with pytest.raises(ValueError, match="expected one of: full, full_id"):
         jt.run("mat", "matrix/climbing", sharing="none")
     with pytest.raises(ValueError, match="heads=3 must divide embed=16"):
         jt.run("sable", "matrix/climbing", heads=3)

@@ -11,6 +11,7 @@ from jaxmarl_tad.algorithms.joint import annealed, ar_ppo, mackrl, magpo, mat, s
 from jaxmarl_tad.algorithms.policy import actor_critic, coma, happo, hatrpo, pareto_ac, ppo
 from jaxmarl_tad.algorithms.value import pqn, q_learning, qtran, tad_dqn
 from jaxmarl_tad.config import concrete, config_of
+from jaxmarl_tad.sharing import check_assignment
 from jaxmarl_tad.sweep import Make
 from tad_envs import Spec, lookup, require
 
@@ -49,6 +50,7 @@ class Method(NamedTuple):
             kind in self.actions,
             f"{self.name} supports {' and '.join(self.actions)} actions, not {kind} ones.",
         )
+        self._check_sharing(config.sharing, spec)
         logits = getattr(config, "initial_logits", 0.0)
         if concrete(logits):
             width, what = (
@@ -61,6 +63,17 @@ class Method(NamedTuple):
                 f"each of {width} {what}, or such a row for each of {spec.n_agents} agents.",
             )
         return dataclasses.replace(config, **self.resolve(config, spec))
+
+    def _check_sharing(self, sharing: Any, spec: Spec) -> None:
+        """Refuse what the row does not declare, and assignments that are none."""
+        assigned = isinstance(sharing, tuple)
+        require(
+            ("selective" if assigned else sharing) in self.sharing,
+            f"{self.name}: sharing={sharing!r} is not valid; expected one of: "
+            f"{', '.join(self.sharing)}.",
+        )
+        if assigned:
+            check_assignment(sharing, spec.n_agents)
 
 
 BOTH = ("discrete", "continuous")

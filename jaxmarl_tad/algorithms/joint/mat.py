@@ -105,10 +105,6 @@ class Config:
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     """Values of the fields that depend on the environment's sizes."""
-    require(
-        config.decoder == "independent" or config.sharing != "none",
-        "mat: sharing='none' would be one transformer per agent; use 'full_id', or mat_dec.",
-    )
     return {"steps": resolve_steps(config.steps, spec)}
 
 
