@@ -64,7 +64,7 @@ class Config:
 
     total_steps: int | None = None
     """Environment steps of one member, rounded to whole iterations; padding counts. 6,400 times the
-    horizon (IQL 12,800) unless given."""
+    horizon (IQL and weighted QMIX 12,800) unless given."""
     envs: int = 32
     """Episodes collected in each iteration; divides ``capacity``."""
     steps: int | None = None
@@ -166,8 +166,9 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     for_tables = {"qmix": 0.05, "qplex": 0.01}.get(config.mixer, 0.1)
     for_tables = for_tables if config.weighting == "none" else 0.2  # rows of Q̂* are seen seldom
     lr = (for_tables if kind == "table" else 5e-4) if config.lr is None else config.lr
-    # IQL's utilities are means over what the others do, which takes more samples to tell apart.
-    each = 12_800 if config.mixer == "none" else 6_400
+    # IQL's utilities are means over what the others do, which takes more samples to tell apart, and
+    # weights that depend on Q̂* mean little before it is learned.
+    each = 12_800 if config.mixer == "none" or config.weighting != "none" else 6_400
     qplex = config.mixer == "qplex"
     return {
         "network": kind,
