@@ -248,7 +248,7 @@ def test_straight_through_draws_from_the_softmax_with_its_gradient():
     np.testing.assert_allclose(found, soft * (paid - soft @ paid) / temperature, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["maddpg", "facmac"])
+@pytest.mark.parametrize("method", [pytest.param("maddpg", marks=pytest.mark.slow), "facmac"])
 def test_terminal_steps_are_learned_from(method):
     """Nothing but the last step pays, and it is the only one: values become the payoff."""
     run, env = learned_additive(method), make("matrix/custom", payoff=np.eye(4).tolist())

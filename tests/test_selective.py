@@ -225,7 +225,8 @@ def test_a_run_keeps_its_assignment(tmp_path, monkeypatch):
         jt.run("ippo", "colours", sharing="none", out=tmp_path / "run", **QUICK)
 
 
-@pytest.mark.parametrize("method", ["ippo", pytest.param("vdn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["ippo", "vdn"])
 def test_who_shares_decides_what_colours_pay(method):
     """Alike without names: at most the share of one colour. An assignment: everything."""
     games, fields = "colours", {"seeds": SEEDS, "evaluations": 1, "progress": False}

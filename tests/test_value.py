@@ -588,7 +588,10 @@ class Recall:
 
 @pytest.mark.parametrize(
     ("method", "mode"),
-    [("vdn", "full"), ("qmix", "none"), pytest.param("iql", "full_id", marks=pytest.mark.slow)],
+    [
+        ("vdn", "full"),
+        *(pytest.param(*c, marks=pytest.mark.slow) for c in (("qmix", "none"), ("iql", "full_id"))),
+    ],
 )
 def test_memory_is_learned_with_every_sharing(method, mode):
     """Without memory half is the most; who shares everything cannot do the opposite of the other."""

@@ -271,9 +271,7 @@ def stepwise(policy, observations, first):
 
 @pytest.mark.parametrize(
     "case",
-    mostly_slow(
-        [c for c in CASES if c.memory != "none"], ("ippo-gru-none", "iql-gru-none", "tad_ppo-gru-none")
-    ),
+    mostly_slow([c for c in CASES if c.memory != "none"], ("ippo-gru-none", "iql-gru-none")),
     ids=str,
 )
 def test_a_rollout_equals_stepwise_acting(case):

@@ -9,7 +9,7 @@ import jaxmarl_tad as jt
 from jaxmarl_tad.algorithms import METHODS
 
 SEEDS, ENOUGH = 16, 15
-FAST = ("ippo", "vdn", "qtran_alt", "maddpg")
+FAST = ("ippo", "vdn", "qtran_alt")
 EVERY = [
     name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
     for name, row in METHODS.items()
