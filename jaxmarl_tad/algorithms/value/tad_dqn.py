@@ -18,9 +18,9 @@ and no restriction on what Q may express. ``discount="fractional"`` discounts ev
 γ^(1/N); then the game's value is γ^((1−N)/N) times that of its first virtual step. Agents choose in
 their order, living ones only; truncated episodes bootstrap from their true final state.
 
-The result needs its predecessors' actions to act: ``distill`` turns it into decentralised policies. By
-default ε is 1 throughout, so that everything is learned from random play; the greedy policy is the
-teacher.
+The result needs its predecessors' actions to act: ``distill`` turns it into decentralised policies. In
+short games ε is 1 throughout by default, so that everything is learned from random play; the greedy
+policy is the teacher.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmarl_tad import replay
-from jaxmarl_tad.config import Real, check_divides, check_range, require, struct
+from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_epsilon, struct
 from jaxmarl_tad.distributions import best, explore, taken
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, resolve_kind, state_inputs
@@ -73,8 +73,9 @@ class Config:
     """γ at the end of each block of N virtual steps, or γ^(1/N) at each of them."""
     epsilon_start: Real = 1.0
     """Probability, for each agent, of a random action in the first iteration."""
-    epsilon_end: Real = 1.0
-    """Probability of a random action once it has fallen."""
+    epsilon_end: Real | None = None
+    """Probability of a random action once it has fallen; 1 in games of at most 4 steps (uniform data)
+    and 0.05 in others unless given."""
     epsilon_fraction: Real = 0.5
     """Share of the run over which it falls linearly, in [0, 1]."""
     target_update: Real = 0.1
@@ -132,6 +133,7 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
         "steps": spec.horizon,
         "total_steps": config.total_steps or 6_400 * spec.horizon,
         "lr": (0.5 if kind == "table" else 5e-4) if config.lr is None else config.lr,
+        "epsilon_end": resolve_epsilon(config.epsilon_end, spec),
     }
 
 
@@ -170,8 +172,8 @@ def make(config: Config, env: Environment) -> Algorithm:
     n = spec.n_agents
     agents = jnp.arange(n)
     share = sharing(config.sharing, n)
-    assert config.lr is not None
-    lr = config.lr
+    assert config.lr is not None and config.epsilon_end is not None
+    lr, epsilon_end = config.lr, config.epsilon_end
     told, _ = team_value(config, spec)
     _, inputs = state_inputs(config.network, spec)
     values = head(
@@ -227,7 +229,7 @@ def make(config: Config, env: Environment) -> Algorithm:
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
         collect_key, learn_key = keys(key, 2)
         fallen = jnp.minimum(progress / jnp.maximum(config.epsilon_fraction, 1e-6), 1.0)
-        epsilon = config.epsilon_start + fallen * (config.epsilon_end - config.epsilon_start)
+        epsilon = config.epsilon_start + fallen * (epsilon_end - config.epsilon_start)
         rate = lr * (1 - (1 - config.lr_end) * progress)
         memory = replay.add(state.replay, collect(collect_key, state.params, epsilon, config.envs))
 
@@ -272,6 +274,6 @@ def make(config: Config, env: Environment) -> Algorithm:
         return Policy(start=lambda: (), act=act, execution="centralised")
 
     def policy(state: State, *, greedy: bool) -> Policy:
-        return policy_of(state.params, None if greedy else config.epsilon_end)
+        return policy_of(state.params, None if greedy else epsilon_end)
 
     return Algorithm(init, step, policy)
