@@ -133,7 +133,6 @@ def jaxmarl_env(
         **options: Upstream's own keyword arguments; hashable.
 
     Raises:
-        ImportError: JaxMARL is not installed.
         ValueError: The name is unknown, the game is not cooperative, or a horizon is needed.
     """
     opponent = next((part for part in _GENERAL_SUM if part in upstream), None)
@@ -162,9 +161,6 @@ def _package() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return importlib.import_module("jaxmarl")
-    except ModuleNotFoundError as error:
-        advice = "JaxMARL is not installed; `pip install jaxmarl` gives its environments."
-        raise ImportError(advice) from error
     finally:
         for name, stream in streams.items():
             setattr(sys, name, stream)

@@ -1,7 +1,6 @@
 """Particle games: against a slow loop, against JaxMARL's own transitions, and known scores."""
 
 import functools
-import importlib.util
 import itertools
 import pathlib
 import sys
@@ -227,7 +226,6 @@ UPSTREAM = {
 }
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("jaxmarl"), reason="JaxMARL is not installed")
 @pytest.mark.parametrize("game", GAMES)
 def test_wrapped_jaxmarl_plays_the_same_game(game):
     streams = sys.stdout, sys.stderr
@@ -254,13 +252,6 @@ def test_wrapped_jaxmarl_plays_the_same_game(game):
     np.testing.assert_array_equal(seen.legal, theirs.legal)
     np.testing.assert_allclose(reward, their_reward, atol=1e-4)
     np.testing.assert_array_equal(end, their_end)
-
-
-@pytest.mark.skipif(bool(importlib.util.find_spec("jaxmarl")), reason="JaxMARL is installed")
-def test_without_jaxmarl_one_sentence_says_so():
-    with pytest.raises(ImportError, match="pip install jaxmarl") as error:
-        jaxmarl_env("MPE_simple_spread_v3")
-    assert "\n" not in str(error.value)
 
 
 def test_a_game_of_opponents_is_not_wrapped():
