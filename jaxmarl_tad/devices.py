@@ -5,6 +5,7 @@ without any communication. ``shard="envs"`` spreads the environments of each run
 collects and learns from its part of the batch, and the compiler sums the gradients.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -13,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxmarl_tad.config import require
 from jaxmarl_tad.rollout import ENVS
+from tad_envs.struct import held_once
 
 Shard = Literal["members", "envs"]
 MEMBERS = "members"
@@ -41,19 +43,49 @@ def layout(members: int, envs: int, shard: Shard = "members") -> Mesh | None:
     return Mesh(devices[:first].reshape(shape), (MEMBERS, ENVS), axis_types=(AxisType.Auto,) * 2)
 
 
-def place(tree: Any, mesh: Mesh | None) -> Any:
+def axes(members: Any) -> Any:
+    """The axis of members in each part of ``members``: 0, or None for what is held once.
+
+    Parts are told apart by the named tuples that hold them, so this is what ``vmap`` takes.
+    """
+    if held_once(members):
+        return None
+    if isinstance(members, tuple) and hasattr(members, "_fields"):
+        return type(members)(*map(axes, members))
+    return 0
+
+
+def parts(each: Callable[[Any], Any], once: Callable[[Any], Any], *members: Any) -> Any:
+    """``each`` of the parts with an axis of members, ``once`` of those without."""
+
+    def apply(axis: int | None, *part: Any) -> Any:
+        return once(*part) if axis is None else each(*part)
+
+    return jax.tree.map(apply, axes(members[0]), *members, is_leaf=lambda axis: axis is None)
+
+
+def pick(members: Any, index: int) -> Any:
+    """One member of leaves ``[M, ...]``."""
+    return parts(lambda part: jax.tree.map(lambda x: x[index], part), lambda part: part, members)
+
+
+def place(members: Any, mesh: Mesh | None) -> Any:
     """Put leaves ``[M, ...]`` on the devices, members spread over the mesh."""
     if mesh is None:
-        return jax.device_put(tree)
+        return jax.device_put(members)
 
-    def put(x: Any) -> jax.Array:
+    def put(x: Any, spread: bool) -> jax.Array:
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
             return x
         x = np.asarray(x)
-        sharding = by_member(mesh) if x.ndim else everywhere(mesh)
+        sharding = by_member(mesh) if spread and x.ndim else everywhere(mesh)
         return jax.make_array_from_callback(x.shape, sharding, lambda part: x[part])
 
-    return jax.tree.map(put, tree)
+    return parts(
+        lambda part: jax.tree.map(lambda x: put(x, True), part),
+        lambda part: jax.tree.map(lambda x: put(x, False), part),
+        members,
+    )
 
 
 def host(x: Any) -> np.ndarray:

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmarl_tad import distributions
+from jaxmarl_tad import devices, distributions
 from jaxmarl_tad.config import Real, check_divides, config_of, require, resolve_steps, struct
 from jaxmarl_tad.devices import Shard
 from jaxmarl_tad.losses import masked_mean
@@ -49,6 +49,7 @@ from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
 from jaxmarl_tad.sweep import Make, Member
 from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
+from tad_envs.struct import held_once
 
 _AGREED = 0.02
 """Distance, as a share of half the range, up to which two continuous actions are the same."""
@@ -195,7 +196,7 @@ def students(
         own: Any = env
         if own is None:
             assert isinstance(teacher, Trained)
-            own = jax.tree.map(lambda x: np.asarray(x[0]), teacher.stacked.env)
+            own = jax.tree.map(np.asarray, devices.pick(teacher.stacked.env, 0))
         fields = grouped(fields, [as_game(own)[0]])
     settings = config_of(Config, fields)
 
@@ -259,6 +260,8 @@ def judged(student: Trained, teacher: Trained | Policy, env: Game | None = None)
 
 def _tile(tree: Any, count: int) -> Any:
     """Every number or array of ``tree`` repeated on a new axis ``M``."""
+    if held_once(tree):
+        return tree
 
     def repeat(x: Any) -> Any:
         x = np.asarray(x)

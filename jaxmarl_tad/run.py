@@ -29,7 +29,7 @@ from jaxmarl_tad.devices import Shard
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.prng import GENERATORS, Generator
 from jaxmarl_tad.selective import selective
-from jaxmarl_tad.sweep import Make, Member, Plan, init_members, product, run_chunk, stack
+from jaxmarl_tad.sweep import Make, Member, Plan, init_members, over_members, product, run_chunk, stack
 from jaxmarl_tad.types import Policy, State
 from tad_envs import Environment, Spec, make, require
 from tad_envs.struct import from_plain, to_plain
@@ -60,7 +60,7 @@ class Job:
     @property
     def spec(self) -> Spec:
         """Sizes and kinds of the environments, which all members share."""
-        return jax.tree.map(lambda x: x[0], self.stacked.env).spec
+        return devices.pick(self.stacked.env, 0).spec
 
     @property
     def chunk_steps(self) -> int:
@@ -154,7 +154,8 @@ class Trained:
             isinstance(member, int) and -len(self.members) <= member < len(self.members),
             f"member={member!r} does not exist; this run has members 0..{len(self.members) - 1}.",
         )
-        own, state = jax.tree.map(lambda x: jax.numpy.asarray(x[member]), (self.stacked, self.state))
+        own = devices.pick(self.stacked, member)
+        own, state = jax.tree.map(jax.numpy.asarray, (own, devices.pick(self.state, member)))
         return self.plan.make(own.config, own.source).policy(state, greedy=greedy)
 
     def best(self, *, greedy: bool = True) -> Policy:
@@ -752,7 +753,7 @@ def _score_members(static: Any, members: Member, state: State, env: Any, seed: A
         policy = make_algorithm(member.config, member.source).policy(state, greedy=True)
         return score(env, policy, jax.random.key(seed), episodes)
 
-    return jax.vmap(one)(members, state)
+    return over_members(one)(members, state)
 
 
 def same_sizes(trained: Trained, env: Environment) -> None:

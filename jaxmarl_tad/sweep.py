@@ -70,10 +70,21 @@ def sweep(one: Callable[[Member], _Result], members: Member) -> _Result:
     Returns:
         What ``one`` returns, with leaves ``[M, ...]``.
     """
-    count = jax.tree.leaves(members)[0].shape[0]
-    mesh = devices.layout(count, 1)
-    program = jax.jit(jax.vmap(one), compiler_options=compiler_options())
+    mesh = devices.layout(len(members.seed), 1)
+    program = jax.jit(over_members(one), compiler_options=compiler_options())
     return program(devices.place(members, mesh))
+
+
+def over_members(one: Callable[..., _Result]) -> Callable[..., _Result]:
+    """``one(member, ...)`` mapped over members and the leading axes of what follows them.
+
+    What is :func:`~tad_envs.struct.held_once` is the same for every member.
+    """
+
+    def mapped(members: Member, *rest: Any) -> _Result:
+        return jax.vmap(one, in_axes=(devices.axes(members), *(0 for _ in rest)))(members, *rest)
+
+    return mapped
 
 
 def product(fields: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -91,8 +102,20 @@ def stack(members: Sequence[Member]) -> Member:
         same = jax.tree.structure(member) == structure and member.env.spec == members[0].env.spec
         if not same:
             raise ValueError(_difference(members[0], member))
-    columns = zip(*(jax.tree.leaves(member) for member in members), strict=True)
-    return jax.tree.unflatten(structure, [_column(values) for values in columns])
+
+    def stacked(*parts: Any) -> Any:
+        columns = zip(*map(jax.tree.leaves, parts), strict=True)
+        return jax.tree.unflatten(jax.tree.structure(parts[0]), [_column(c) for c in columns])
+
+    return devices.parts(stacked, _the_same, *members)
+
+
+def _the_same(*parts: Any) -> Any:
+    """What all members share."""
+    if any(part is not parts[0] for part in parts):
+        name = getattr(parts[0], "name", "") or type(parts[0]).__name__
+        raise ValueError(f"{name!r} is held once for all members: a run has one such table, not more.")
+    return parts[0]
 
 
 def _column(values: tuple[Any, ...]) -> Any:
@@ -135,7 +158,7 @@ def run_chunk(plan: Plan, members: Member, state: State, number: Any) -> tuple[S
             evaluations=plan.evaluations,
         )
 
-    return jax.vmap(one)(members, state)
+    return over_members(one)(members, state)
 
 
 def init_members(plan: Plan, members: Member) -> State:
@@ -149,4 +172,4 @@ def _init_members(plan: Plan, members: Member) -> State:
         algorithm = plan.make(member.config, member.source)
         return init(algorithm, jax.random.key(member.seed, impl=implementation(plan.prng)))
 
-    return jax.vmap(one)(members)
+    return over_members(one)(members)

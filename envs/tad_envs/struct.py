@@ -111,6 +111,14 @@ def struct(cls: type[_T]) -> type[_T]:
     return made
 
 
+def held_once(record: object) -> bool:
+    """Whether all members of a program share ``record``, which is then held once and not per member.
+
+    A class says so with ``held_once = True``; it is for tables that are large, such as recorded data.
+    """
+    return getattr(record, "held_once", False) is True
+
+
 def leaf_fields(cls: type) -> tuple[str, ...]:
     """Names of the fields of a :func:`struct` class that are pytree leaves."""
     return tuple(name for name, hint in _hints(cls).items() if _is_leaf(hint))

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from jaxmarl_tad import folder
+from jaxmarl_tad import devices, folder
 from jaxmarl_tad.cli import locks, outcomes
 from jaxmarl_tad.cli.words import Lesson, Program, Words, file_name
 from jaxmarl_tad.run import Job, Trained, evaluate, execute, prepare, written
@@ -210,7 +210,7 @@ def evaluated(
     returns = np.zeros(len(known.rows), np.float32)
     for name in dict.fromkeys(row["env"] for row in known.rows):
         own = [i for i, row in enumerate(known.rows) if row["env"] == name]
-        game = jax.tree.map(lambda x, first=own[0]: np.asarray(x[first]), trained.stacked.env)
+        game = jax.tree.map(np.asarray, devices.pick(trained.stacked.env, own[0]))
         returns[own] = evaluate(trained, game, episodes=episodes, seed=seed)["return"][own]
     return known._replace(curves={"return": returns[:, None]})
 
