@@ -3,6 +3,14 @@
 Episodes are reset here and nowhere else. The transition keeps both what an action led to (``next``)
 and, in the following row, the observation that was acted on, so that a truncated step can bootstrap
 from its true final observation.
+
+A reset is drawn in every step of every environment, and used where an episode ended: exact, and cheap
+while a reset costs about as much as a step. Where it costs more (``spec.reset_pool > 0``), a call of
+:func:`rollout` first draws a pool of fresh episodes, one for every ``reset_pool`` steps of all
+environments but no fewer than there are environments, and hands them out in turn. Each is then used
+once, and resets are as independent as exact ones, unless more episodes end within the call than the
+pool holds: then it starts over, and some episodes of the call begin alike. Environments that end in
+the same step never share an entry, and calls with different keys share nothing.
 """
 
 import math
@@ -38,10 +46,16 @@ def begin(env: Environment, policy: Policy, key: Key, envs: int) -> Actors:
 def rollout(
     env: Environment, policy: Policy, key: Key, actors: Actors, steps: int
 ) -> tuple[Actors, Transition]:
-    """``steps`` steps in every environment, with exact resets; transitions are ``[T, E, ...]``."""
+    """``steps`` steps in every environment, with resets; transitions are ``[T, E, ...]``."""
     envs = actors.first.shape[0]
+    pool = None
+    if env.spec.reset_pool:
+        # A key that no step has: theirs are those of 0 to steps - 1.
+        pool_keys = keys(jax.random.fold_in(key, steps), pool_size(env, envs, steps))
+        pool = jax.vmap(env.reset)(pool_keys)
 
-    def step(actors: Actors, words: Array) -> tuple[Actors, Transition]:
+    def step(carry: tuple[Actors, Array], words: Array) -> tuple[tuple[Actors, Array], Transition]:
+        actors, used = carry
         now = jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
         act_keys, step_keys, reset_keys = keys(now, 3, envs)
         memory = select(actors.first, _fresh(policy, envs), actors.memory)
@@ -49,11 +63,34 @@ def rollout(
             env, policy, act_keys, step_keys, actors._replace(memory=memory)
         )
         ended = transition.terminated | transition.truncated
-        fresh = jax.vmap(env.reset)(reset_keys)
+        if pool is None:
+            fresh = jax.vmap(env.reset)(reset_keys)
+        else:
+            fresh, used = _handed_out(pool, ended, used)
         env_state, observation = select(ended, fresh, (actors.env_state, actors.observation))
-        return over_devices(Actors(env_state, observation, actors.memory, ended)), transition
+        return (over_devices(Actors(env_state, observation, actors.memory, ended)), used), transition
 
-    return jax.lax.scan(step, over_devices(actors), _key_words(key, steps))
+    begun = (over_devices(actors), jnp.zeros((), jnp.int32))
+    (actors, _), transitions = jax.lax.scan(step, begun, _key_words(key, steps))
+    return actors, transitions
+
+
+def pool_size(env: Environment, envs: int, steps: int) -> int:
+    """How many fresh episodes a rollout draws in advance where ``spec.reset_pool > 0``."""
+    return max(envs, math.ceil(envs * steps / env.spec.reset_pool))
+
+
+def _handed_out(
+    pool: tuple[State, Observation], ended: Bool[Array, "E"], used: Int[Array, ""]
+) -> tuple[tuple[State, Observation], Int[Array, ""]]:
+    """The next entries of the pool, one for each environment that ended; and how many are used.
+
+    ``used`` counts up to the size of the pool. What the other environments are given does not matter.
+    """
+    size = pool[1].alive.shape[0]
+    upto = used + jnp.cumsum(ended.astype(jnp.int32))
+    entry = (upto - 1) % size
+    return jax.tree.map(lambda x: x[entry], pool), upto[-1] % size
 
 
 def over_devices(tree: State) -> State:

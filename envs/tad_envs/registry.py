@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tad_envs import colours, continuous, didactic, hallway, matrix, mpe, partial, relay
-from tad_envs.struct import check_arguments, lookup, require
+from tad_envs import colours, continuous, didactic, hallway, lbf, matrix, mpe, partial, relay, rware
+from tad_envs.struct import Real, check_arguments, lookup, require
 from tad_envs.types import Environment
 
 Factory = Callable[..., Environment]
@@ -106,6 +106,28 @@ def _one_shot(key: Literal["product", "two_quadratics", "facmac"]) -> Factory:
     return game
 
 
+def _foraging(scenario: str) -> Factory:
+    """The factory of one scenario of level-based foraging."""
+
+    def game(
+        *, penalty: Real = 0.0, rules: lbf.Rules = "lbforaging", horizon: int | None = None
+    ) -> lbf.Foraging:
+        return lbf.scenario(scenario, penalty=penalty, rules=rules, horizon=horizon)
+
+    game.__doc__ = f"Level-based foraging: {scenario}."
+    return game
+
+
+def _warehouse(scenario: str) -> Factory:
+    """The factory of one scenario of the robotic warehouse."""
+
+    def game(*, rules: rware.Rules = "rware", horizon: int = 500) -> rware.Warehouse:
+        return rware.scenario(scenario, rules=rules, horizon=horizon)
+
+    game.__doc__ = f"The robotic warehouse: {scenario}."
+    return game
+
+
 def _register_all() -> None:
     for key in matrix.PAYOFFS:
         register(f"matrix/{key}", _published(key))
@@ -135,6 +157,12 @@ def _register_all() -> None:
     register("hallway/meet", hallway.meet)
     for factory in (mpe.spread, mpe.speaker_listener, mpe.reference):
         register(f"mpe/{factory.__name__}", factory)
+    register("lbf", lbf.foraging)
+    for scenario in lbf.SCENARIOS:
+        register(f"lbf/{scenario}", _foraging(scenario))
+    register("rware", rware.warehouse)
+    for scenario in rware.scenarios():
+        register(f"rware/{scenario}", _warehouse(scenario))
 
 
 _register_all()

@@ -70,6 +70,9 @@ class Spec(NamedTuple):
     """Whether ``observation.state`` (with the clock where there is one) determines the future."""
     bounds: tuple[float, float] | None = None
     """Lowest and highest action if continuous."""
+    reset_pool: int = 0
+    """How many steps short episodes last, where a reset costs more than 1.5 steps: a rollout then draws
+    in advance one fresh episode for so many steps. 0: it draws a reset in every step."""
 
 
 @runtime_checkable

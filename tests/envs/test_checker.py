@@ -5,14 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tad_envs import check, environments, make, struct
+from tad_envs import check, environments, finite, make, registry, static_fields, struct
 from tad_envs.hallway import Hallway
 
+REQUIRED = {"matrix/custom": {"payoff": [[1, 2], [3, 4]]}}
+"""Parameters without a default."""
 
-@pytest.mark.parametrize("name", environments())
+
+def tiers():
+    """All names; slow those of which an earlier one, of the same factory, differs by numbers alone.
+
+    Finite games of one factory hold tables of their own, and all of them are checked at once.
+    """
+    seen = set()
+    for name in environments():
+        game = make(name, **REQUIRED.get(name, {}))
+        kinds = [getattr(game, field) for field in static_fields(type(game))]
+        words = tuple(kind for kind in kinds if isinstance(kind, str))
+        kind = (registry._FACTORIES[name].__qualname__, words)
+        again = kind in seen and not finite.enumerable(game)
+        seen.add(kind)
+        yield pytest.param(name, marks=[pytest.mark.slow] if again else [])
+
+
+@pytest.mark.parametrize("name", list(tiers()))
 def test_registered_environments_keep_their_promises(name):
-    required = {"matrix/custom": {"payoff": [[1, 2], [3, 4]]}}
-    check(make(name, **required.get(name, {})))
+    check(make(name, **REQUIRED.get(name, {})))
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import scipy.stats
 
 from jaxmarl_tad.evaluate import score
-from jaxmarl_tad.rollout import begin, episodes, keys, rollout
+from jaxmarl_tad.rollout import begin, episodes, keys, pool_size, rollout
 from jaxmarl_tad.types import Policy
-from tad_envs import Observation, Spec, TimeStep
+from tad_envs import Observation, Spec, TimeStep, make
 
 T, E, N = 20, 6, 2
 LONGEST = 4
@@ -174,3 +174,101 @@ def test_score_counts_each_episode_once_and_nothing_after_its_end(whole):
     assert float(scored["return"]) == pytest.approx(np.mean(returns), rel=1e-6)
     assert float(scored["length"]) == pytest.approx(length.mean(), rel=1e-6)
     assert float(scored["clock"]) == pytest.approx(length.mean(), rel=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------
+# Resets from a pool
+
+
+class Pooled(Shown):
+    """The same game, whose rollouts draw a fresh episode for so many steps in advance."""
+
+    def __init__(self, steps):
+        self.spec = Shown.spec._replace(reset_pool=steps)
+
+
+def collected(env, seed=0):
+    def both(key):
+        return rollout(env, COUNTER, key, begin(env, COUNTER, jax.random.key(0), E), T)[1]
+
+    return jax.device_get(jax.jit(both)(jax.random.key(seed)))
+
+
+def tags(seen):
+    """Of the episodes that began after the first step, ``[T, E]``; NaN where none did."""
+    started = seen.first & (np.arange(T) > 0)[:, None]
+    return np.where(started, seen.observation.state[..., TAG], np.nan)
+
+
+def test_exact_resets_are_those_of_the_step():
+    seen = collected(Shown())
+    now = [jax.random.fold_in(jax.random.key(0), t) for t in range(T)]
+    drawn = np.stack([jax.vmap(Shown().reset)(keys(key, 3, E)[2])[0].tag for key in now])
+    expected = np.where(seen.first[1:], drawn[:-1], np.nan)
+    np.testing.assert_array_equal(tags(seen)[1:], expected)
+
+
+def test_a_pool_changes_nothing_before_the_first_reset():
+    exact, pooled = collected(Shown()), collected(Pooled(2))
+    episodes_before = np.cumsum(exact.first, axis=0) == 1
+    for one, other in zip(jax.tree.leaves(exact), jax.tree.leaves(pooled), strict=True):
+        np.testing.assert_array_equal(one[episodes_before], other[episodes_before])
+    assert np.any(tags(exact) != tags(pooled))
+
+
+def test_a_pool_that_is_large_enough_repeats_no_start():
+    assert pool_size(Pooled(1), E, T) == T * E
+    one, other = collected(Pooled(1)), collected(Pooled(1), seed=1)
+    assert np.sum(one.first) > 2 * E
+    starts = np.concatenate([tags(seen)[1:].ravel() for seen in (one, other)])
+    starts = starts[~np.isnan(starts)]
+    assert len(np.unique(starts)) == len(starts)  # neither within a call nor between calls
+    ended = (one.terminated | one.truncated)[:-1]
+    np.testing.assert_array_equal(one.first[1:], ended)
+    np.testing.assert_array_equal(one.observation.state[1:][ended][:, CLOCK], 0)
+    np.testing.assert_array_equal(one.observation.state[1:][~ended], one.next.state[:-1][~ended])
+
+
+def test_a_small_pool_is_handed_out_in_turn_and_differs_within_a_step():
+    assert pool_size(Pooled(10**6), E, T) == E
+    seen = collected(Pooled(10**6))
+    rows = [row[~np.isnan(row)] for row in tags(seen)]
+    in_turn = np.concatenate(rows)
+    assert max(map(len, rows)) > 2
+    assert all(len(np.unique(row)) == len(row) for row in rows)
+    np.testing.assert_array_equal(in_turn, np.resize(in_turn[:E], len(in_turn)))
+    assert len(np.unique(in_turn[:E])) == E
+
+
+def test_members_of_a_batch_hand_out_as_alone():
+    def run(seed):
+        env = Pooled(3)
+        return rollout(env, COUNTER, jax.random.key(seed), begin(env, COUNTER, jax.random.key(0), E), T)
+
+    batch = jax.device_get(jax.jit(jax.vmap(run))(jnp.arange(2)))
+    for seed in range(2):
+        alone = jax.device_get(jax.jit(run)(seed))
+        for one, other in zip(jax.tree.leaves(batch), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_array_equal(one[seed], other)
+
+
+def test_starts_from_a_pool_cover_the_board():
+    env = make("lbf", size=5, foods=1, horizon=4)
+    waiting = Policy(
+        start=tuple,
+        act=lambda key, memory, seen: (jnp.zeros(2, jnp.int32), memory, ()),
+        execution="decentralised",
+    )
+    assert env.spec.reset_pool > env.spec.horizon  # entries repeat: 4 steps an episode, 10 an entry
+
+    def run(seed):
+        actors = begin(env, waiting, jax.random.fold_in(seed, 1), 32)
+        return rollout(env, waiting, seed, actors, 40)[1].observation.agents
+
+    views = jax.jit(jax.vmap(run))(jax.random.split(jax.random.key(0), 64))
+    rows = np.asarray(views)[:, 4::4].reshape(-1, 2, 3, 3)  # of each episode's first step
+    cells = (rows[:, 0, 1, :2] * 4).round().astype(int) @ [5, 1]
+    counts = np.bincount(cells, minlength=25)
+    # Each entry of the 64 pools of 128 is used 2.25 times.
+    used = counts.sum() / (64 * pool_size(env, 32, 40))
+    assert scipy.stats.chisquare(counts / used).pvalue > 1e-3
