@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tad_envs import finite
+from tad_envs.scene import Point, Scene, board
 from tad_envs.struct import AnyArray, Real, concrete, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, State, TimeStep
 
@@ -118,6 +119,15 @@ class Hallway:
     def step(self, key: Key, state: State, action: Action) -> tuple[State, TimeStep]:
         """Move on or end; ends by itself within ``max_length`` steps. Draws nothing."""
         return finite.advance(self, key, state, action)
+
+    def heuristic(self, key: Key, state: State) -> Action:
+        """All go forward: the optimum."""
+        del key, state
+        return jnp.full(self.n_agents, FORWARD, jnp.int32)
+
+    def scene(self, state: State) -> Scene:
+        """The corridor, all agents in one cell."""
+        return board(1, int(self.length), [Point("agent", float(state), 0.0, str(self.n_agents))])
 
 
 def hallway(
@@ -279,6 +289,24 @@ class Meet:
     def step(self, key: Key, state: Walk, action: Action) -> tuple[Walk, TimeStep]:
         """Move; truncated when the clock has run out. Draws nothing."""
         return finite.advance(self, key, state, action, lambda s: s.clock >= self._limit)
+
+    def heuristic(self, key: Key, state: Walk) -> Action:
+        """Walk to cell 1, wait until everybody has had time to, step together: the optimum."""
+        del key
+        ready = state.clock >= self.max_length - 1
+        return jnp.where((state.position > 1) | ready, LEFT, STAY).astype(jnp.int32)
+
+    def scene(self, state: Walk) -> Scene:
+        """One row for each chain, the goal at its left; cells beyond a chain are walls."""
+        lengths, rows = np.asarray(self.lengths), self.lengths.shape[0]
+        walls = tuple(
+            (i, cell) for i in range(rows) for cell in range(int(lengths[i]) + 1, self.max_length + 1)
+        )
+        points = [Point("goal", 0.0, float(i), radius=0.45) for i in range(rows)]
+        points += [
+            Point("agent", float(cell), float(i), str(i)) for i, cell in enumerate(state.position)
+        ]
+        return board(rows, self._cells, points, f"step {int(state.clock)}", walls)
 
 
 def meet(

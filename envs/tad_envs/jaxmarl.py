@@ -79,7 +79,7 @@ class JaxMarl:
     def reset(self, key: Key) -> tuple[Wrapped, Observation]:
         """Begin an episode as upstream does."""
         views, inner = self._inside.env.reset(key)
-        state = Wrapped(_strong(inner), jnp.zeros((), jnp.int32))
+        state = Wrapped(strong(inner), jnp.zeros((), jnp.int32))
         alive = jnp.ones(self.spec.n_agents, bool)
         return state, self._observation(state.inner, views, alive)
 
@@ -153,7 +153,7 @@ def jaxmarl_env(
     )
 
 
-def _package() -> Any:
+def jaxmarl_package() -> Any:
     """JaxMARL, whose import starts the backend, prints, and puts the original streams back in place."""
     streams = {name: getattr(sys, name) for name in ("stdout", "stderr", "__stdout__", "__stderr__")}
     try:
@@ -167,7 +167,7 @@ def _package() -> Any:
 
 
 def _constructed(name: str, options: tuple) -> Any:
-    package = _package()
+    package = jaxmarl_package()
     known = package.registered_envs
     require(name in known, f"unknown JaxMARL environment {name!r}; {nearest(name, known)}")
     with warnings.catch_warnings():
@@ -243,6 +243,6 @@ def _padded(view: Any, width: int) -> Float[Array, "width"]:
     return jnp.pad(flat, (0, width - flat.shape[0]))
 
 
-def _strong(tree: Any) -> Any:
+def strong(tree: Any) -> Any:
     """Without weak types, which the states of some resets have and those of steps have not."""
     return jax.tree.map(lambda x: jnp.asarray(x, jnp.asarray(x).dtype), tree)

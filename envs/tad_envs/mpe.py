@@ -29,6 +29,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from tad_envs import finite
+from tad_envs.scene import Point, Scene
 from tad_envs.struct import Real, concrete, lookup, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, TimeStep
 
@@ -157,6 +158,30 @@ def _global_state(world: World) -> Float[Array, "S"]:
     return jnp.concatenate([part.reshape(-1) for part in parts])
 
 
+def _scene(world: World, radius: Real, names: tuple[str, ...], told: str = "") -> Scene:
+    """Bodies, and landmarks by their numbers."""
+    places, landmarks = np.asarray(world.position), np.asarray(world.landmark)
+    size = max(1.2, float(np.abs(np.concatenate([places, landmarks])).max()) + float(radius))
+    points = [
+        Point("landmark", float(place[0]), float(place[1]), str(i), radius=0.08)
+        for i, place in enumerate(landmarks)
+    ]
+    points += [
+        Point("agent", float(place[0]), float(place[1]), name, radius=float(radius))
+        for name, place in zip(names, places, strict=True)
+    ]
+    title = f"step {int(world.clock)} {told}".strip()
+    return Scene((-size, -size), (size, size), tuple(points), title=title)
+
+
+def _told(world: World) -> str:
+    """Which landmarks are goals, and what was said last."""
+    goals = ", ".join(str(int(np.argmax(row))) for row in np.asarray(world.goal))
+    word = np.asarray(world.word)
+    said = ", ".join(str(int(np.argmax(row))) if row.any() else "-" for row in word)
+    return f"goal {goals} said {said}"
+
+
 def _scaled(
     returns: Real, library: str, scales: Mapping[str, tuple[float, float]]
 ) -> float | np.ndarray:
@@ -264,6 +289,10 @@ class Spread:
         common = -(1 - jnp.asarray(self.local_ratio)) * jnp.sum(nearest)
         return self.n_agents * common - jnp.asarray(self.local_ratio) * jnp.sum(touching)
 
+    def scene(self, state: World) -> Scene:
+        """Agents by their numbers, and landmarks."""
+        return _scene(state, self.radius, tuple(map(str, range(self.n_agents))))
+
     def to_scale(self, returns: Real, library: str) -> float | np.ndarray:
         """Team returns of whole episodes in the units that another library reports.
 
@@ -351,6 +380,10 @@ class SpeakerListener:
         reward = -jnp.sum((world.position - world.goal @ world.landmark) ** 2)
         return world, _time_step(self.observe(world), reward, world, self.horizon)
 
+    def scene(self, state: World) -> Scene:
+        """The listener and the landmarks; the goal and the word in the title."""
+        return _scene(state, 0.1, ("L",), _told(state))
+
     def to_scale(self, returns: Real, library: str) -> float | np.ndarray:
         """Team returns of whole episodes in the units that another library reports.
 
@@ -429,6 +462,10 @@ class Reference:
         world = world._replace(word=word)
         reward = -jnp.sum(_length(world.position - world.goal @ world.landmark))
         return world, _time_step(self.observe(world), reward, world, self.horizon)
+
+    def scene(self, state: World) -> Scene:
+        """Both agents and the landmarks; the goals and the words in the title."""
+        return _scene(state, 0.1, ("0", "1"), _told(state))
 
     def to_scale(self, returns: Real, library: str) -> float | np.ndarray:
         """Team returns of whole episodes in the units that another library reports.

@@ -7,7 +7,21 @@ from typing import Any, Literal
 
 import numpy as np
 
-from tad_envs import colours, continuous, didactic, hallway, lbf, matrix, mpe, partial, relay, rware
+from tad_envs import (
+    colours,
+    continuous,
+    didactic,
+    hallway,
+    lbf,
+    matrix,
+    mpe,
+    partial,
+    predator_prey,
+    relay,
+    riddle,
+    rware,
+    smax,
+)
 from tad_envs.struct import Real, check_arguments, lookup, require
 from tad_envs.types import Environment
 
@@ -128,6 +142,16 @@ def _warehouse(scenario: str) -> Factory:
     return game
 
 
+def _battle(scenario: str) -> Factory:
+    """The factory of one map of SMAX."""
+
+    def battle(*, horizon: int | None = None) -> smax.Smax:
+        return smax.smax(scenario, horizon)
+
+    battle.__doc__ = smax.smax.__doc__
+    return battle
+
+
 def _register_all() -> None:
     for key in matrix.PAYOFFS:
         register(f"matrix/{key}", _published(key))
@@ -149,7 +173,13 @@ def _register_all() -> None:
     register("two_step", didactic.two_step)
     register("m_step", didactic.maven_mstep)
     register("mmdp", didactic.mmdp_qplex)
-    for factory in (partial.dec_tiger, partial.mackrl_pair, partial.coordsum, relay.relay):
+    for factory in (
+        partial.dec_tiger,
+        partial.mackrl_pair,
+        partial.coordsum,
+        relay.relay,
+        riddle.switch_riddle,
+    ):
         register(factory.__name__, factory)
     register("colours", colours.colours)
     register("hallway", hallway.hallway)
@@ -163,6 +193,10 @@ def _register_all() -> None:
     register("rware", rware.warehouse)
     for scenario in rware.scenarios():
         register(f"rware/{scenario}", _warehouse(scenario))
+    for factory in (predator_prey.stag_hunt, predator_prey.qtran):
+        register(f"predator_prey/{factory.__name__}", factory)
+    for scenario in smax.MAPS:
+        register(f"smax/{scenario}", _battle(scenario))
 
 
 _register_all()

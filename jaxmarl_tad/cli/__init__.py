@@ -26,6 +26,7 @@ HELP = """tad: end-to-end vectorised training for cooperative multi-agent reinfo
   tad eval DIR                          evaluate again, on more episodes or elsewhere
   tad distill DIR out=DIR2              decentralised students of a run
   tad plot DIR...                       learning curves of runs
+  tad play ENV --policy P out=F.gif     an episode as an animated picture
   tad export DIR path=DIR2              a policy for use without this package
   tad doctor                            what this machine offers, and whether jax can use it
 
@@ -260,6 +261,30 @@ def plot(words: "Words") -> int:
     return 0
 
 
+def play(words: "Words") -> int:
+    """tad play ENV [--policy random|heuristic|DIR] [out=FILE.gif] [seed=0] [member=best] [fps=6].
+
+      tad play smax/3m --policy heuristic out=battle.gif
+      tad play mpe/spread --policy runs/first out=spread.gif
+
+    One episode as an animated picture, and its return. The policy draws legal actions at random, is the
+    environment's own script, or is the greedy policy of a run in a folder that was trained on the same
+    sizes: of the member with the highest final return, or of `member`. Parameters of the environment
+    stand in its name, as in predator_prey/stag_hunt/size=5.
+    """
+    from jaxmarl_tad.cli import words as grammar
+    from jaxmarl_tad.cli import work
+
+    hints = {"out": str, "seed": int, "member": str, "fps": int}
+    _at_most(words, 1, "play")
+    if not words.names:
+        raise ValueError("tad play needs an environment: tad play smax/3m --policy heuristic.")
+    grammar.check_keys(words.pairs, hints, "tad play")
+    given = {key: grammar.read(key, text, hints[key]) for key, text in words.pairs.items()}
+    print(work.played(words.names[0], words.flags.get("--policy", "random"), **given))
+    return 0
+
+
 def export(words: "Words") -> int:
     """tad export DIR [member=best] [path=policy] [formats=jax,safetensors].
 
@@ -302,6 +327,7 @@ _COMMANDS: dict[str, tuple[Callable[..., int], dict[str, bool]]] = {
     "eval": (eval_, {}),
     "distill": (distill, {}),
     "plot": (plot, {}),
+    "play": (play, {"--policy": True}),
     "export": (export, {}),
     "doctor": (doctor_, {}),
 }

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from jaxmarl_tad import devices, folder
 from jaxmarl_tad.cli import locks, outcomes
-from jaxmarl_tad.cli.words import Lesson, Program, Words, file_name
-from jaxmarl_tad.run import Job, Trained, evaluate, execute, prepare, written
-from tad_envs import make, require
+from jaxmarl_tad.cli.words import Lesson, Program, Words, file_name, read
+from jaxmarl_tad.run import Job, Trained, evaluate, execute, prepare, same_sizes, written
+from tad_envs import Environment, make, nearest, require
 
 _COMMAND = "command.json"
 """In a folder of several runs: the words of the command that makes them."""
@@ -213,6 +213,60 @@ def evaluated(
         game = jax.tree.map(np.asarray, devices.pick(trained.stacked.env, own[0]))
         returns[own] = evaluate(trained, game, episodes=episodes, seed=seed)["return"][own]
     return known._replace(curves={"return": returns[:, None]})
+
+
+def played(
+    env: str,
+    policy: str,
+    *,
+    out: str | None = None,
+    seed: int = 0,
+    member: str = "best",
+    fps: int = 6,
+) -> str:
+    """Write one episode as an animated picture; says where, and what the episode brought.
+
+    What can be refused is refused before any backend is started.
+    """
+    from jaxmarl_tad import render
+
+    game = make(env)
+    render.check_drawable(game)
+    there = pathlib.Path(out or f"{file_name(game.name)}.gif").expanduser()
+    require(there.suffix == ".gif", f"out={there} must end in .gif.")
+    require(fps >= 1, f"fps={fps} must be at least 1.")
+    trained = policy not in render.REFERENCES
+    if trained:
+        known = [*render.REFERENCES, *_folders_with_runs()]
+        found = (pathlib.Path(policy).expanduser() / folder.CONFIG).exists()
+        require(
+            found, f"unknown policy {policy!r}, and no run in such a folder; {nearest(policy, known)}"
+        )
+    who = _trained(game, policy, member) if trained else render.actor(game, policy)
+    import jax
+
+    shown = render.episode(game, who, jax.random.key(seed))
+    render.animate(game, shown, there, fps)
+    told = [f"{name} {value:.4g}" for name, value in shown.info.items()]
+    result = [f"{len(shown.rewards)} steps", f"return {sum(shown.rewards):.4g}", *told]
+    return f"{_shown(there.resolve())}: {game.name}, {policy}, {', '.join(result)}"
+
+
+def _trained(game: Environment, there: str, member: str) -> Any:
+    """The greedy policy of a run on disk, as who acts in ``game``."""
+    import jaxmarl_tad as jt
+    from jaxmarl_tad import render
+
+    number = None if member == "best" else read("member", member, int)
+    trained = jt.load(there)
+    same_sizes(trained, game)
+    chosen = trained.best() if number is None else trained.policy(number)
+    return render.actor(game, chosen)
+
+
+def _folders_with_runs() -> list[str]:
+    """Runs below ``runs``, where they are by default."""
+    return [str(file.parent) for file in pathlib.Path("runs").glob(f"*/{folder.CONFIG}")]
 
 
 # --- folders --------------------------------------------------------------------------------------

@@ -5,30 +5,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tad_envs import check, environments, finite, make, registry, static_fields, struct
+from tad_envs import check, environments, finite, make, struct
 from tad_envs.hallway import Hallway
 
 REQUIRED = {"matrix/custom": {"payoff": [[1, 2], [3, 4]]}}
-"""Parameters without a default."""
 
 
-def tiers():
-    """All names; slow those of which an earlier one, of the same factory, differs by numbers alone.
-
-    Finite games of one factory hold tables of their own, and all of them are checked at once.
+def names():
+    """All names. Of those that one class plays, only the shortest is in the fast tier: they differ by
+    numbers. Finite games, which are checked in a moment, all are.
     """
-    seen = set()
-    for name in environments():
+    met, found = set(), []
+    for name in sorted(environments(), key=lambda name: (len(name), name)):
         game = make(name, **REQUIRED.get(name, {}))
-        kinds = [getattr(game, field) for field in static_fields(type(game))]
-        words = tuple(kind for kind in kinds if isinstance(kind, str))
-        kind = (registry._FACTORIES[name].__qualname__, words)
-        again = kind in seen and not finite.enumerable(game)
-        seen.add(kind)
-        yield pytest.param(name, marks=[pytest.mark.slow] if again else [])
+        cheap = type(game) not in met or finite.enumerable(game)
+        met.add(type(game))
+        found.append(pytest.param(name, marks=() if cheap else pytest.mark.slow))
+    return found
 
 
-@pytest.mark.parametrize("name", list(tiers()))
+@pytest.mark.parametrize("name", names())
 def test_registered_environments_keep_their_promises(name):
     check(make(name, **REQUIRED.get(name, {})))
 
