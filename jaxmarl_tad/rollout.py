@@ -6,11 +6,11 @@ from its true final observation.
 
 A reset is drawn in every step of every environment, and used where an episode ended: exact, and cheap
 while a reset costs about as much as a step. Where it costs more (``spec.reset_pool > 0``), a call of
-:func:`rollout` first draws a pool of fresh episodes, one for every ``reset_pool`` steps of all
-environments but no fewer than there are environments, and hands them out in turn. Each is then used
-once, and resets are as independent as exact ones, unless more episodes end within the call than the
-pool holds: then it starts over, and some episodes of the call begin alike. Environments that end in
-the same step never share an entry, and calls with different keys share nothing.
+:func:`rollout` first draws a pool of fresh episodes, one for every ``reset_pool`` steps of each
+environment, and hands them out in turn. Each is then used once, and resets are as independent as exact
+ones, unless more episodes end within the call than the pool holds: then it starts over, and some
+episodes of the call begin alike. Environments that end in the same step never share an entry, and
+calls with different keys share nothing.
 """
 
 import math
@@ -77,7 +77,7 @@ def rollout(
 
 def pool_size(env: Environment, envs: int, steps: int) -> int:
     """How many fresh episodes a rollout draws in advance where ``spec.reset_pool > 0``."""
-    return max(envs, math.ceil(envs * steps / env.spec.reset_pool))
+    return envs * math.ceil(steps / env.spec.reset_pool)
 
 
 def _handed_out(

@@ -237,6 +237,7 @@ class Spread:
             state_dim=6 * n,
             horizon=self.horizon,
             terminates=False,
+            reset_pool=self.horizon,  # every episode lasts so long: no start is ever used twice
             **_sizes(self.actions, _MOVES, _AXES),
         )
 
@@ -345,6 +346,7 @@ class SpeakerListener:
             state_dim=4 + 4 * _COLOURS,
             horizon=self.horizon,
             terminates=False,
+            reset_pool=self.horizon,  # every episode lasts so long: no start is ever used twice
             order_dependent=True,
             **_sizes(self.actions, _MOVES, _COLOURS),
         )
@@ -427,6 +429,7 @@ class Reference:
             state_dim=8 + 4 * _COLOURS + 2 * _WORDS,
             horizon=self.horizon,
             terminates=False,
+            reset_pool=self.horizon,  # every episode lasts so long: no start is ever used twice
             **_sizes(self.actions, _MOVES * _WORDS, _AXES + _WORDS),
         )
 

@@ -72,7 +72,8 @@ class Spec(NamedTuple):
     """Lowest and highest action if continuous."""
     reset_pool: int = 0
     """How many steps short episodes last, where a reset costs more than 1.5 steps: a rollout then draws
-    in advance one fresh episode for so many steps. 0: it draws a reset in every step."""
+    in advance one fresh episode for so many steps of each environment. 0: it draws a reset in every
+    step."""
 
 
 @runtime_checkable
