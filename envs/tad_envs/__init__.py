@@ -2,6 +2,7 @@
 
 from tad_envs.checker import check
 from tad_envs.decentralised import Decentralised, solve_decentralised
+from tad_envs.jumanji_interface import to_jumanji
 from tad_envs.knowledge import common_knowledge
 from tad_envs.oracle import Solution, equilibrium_values, optimal, solve, strict_equilibria
 from tad_envs.registry import environments, make, register
@@ -62,5 +63,6 @@ __all__ = [
     "static_fields",
     "strict_equilibria",
     "struct",
+    "to_jumanji",
     "unfold",
 ]

@@ -1,6 +1,7 @@
 """The environment checker: what every environment promises, tried on random episodes."""
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -35,14 +36,15 @@ def check(env: Environment, key: jax.Array | None = None, steps: int | None = No
 
     Checked: sizes, dtypes and weak types against ``env.spec`` and between steps; the claim of
     one-hot features; a legal action for every agent alive; finite numbers, also past the end;
-    ``terminated`` and ``truncated`` exclusive, and one of them within the horizon; determinism in
-    the key; ``vmap`` equal to a loop; and for finite games ``starts``, ``outcomes`` and ``observe``
-    consistent with ``reset`` and ``step``.
+    ``terminated`` and ``truncated`` exclusive, and one of them within the horizon; time that has run
+    out stays so; no call back to the host; determinism in the key; ``vmap`` equal to a loop; and for
+    finite games ``starts``, ``outcomes`` and ``observe`` consistent with ``reset`` and ``step``.
 
     Args:
         env: the environment, a pytree.
         key: consumed; of a fixed seed by default.
-        steps: length of the random episodes; three horizons by default.
+        steps: length of the random episodes; three horizons by default. All is held in memory: give
+            fewer for large views, and no less than a horizon if ends are to be checked.
     """
     who = env.name or type(env).__name__
     key = jax.random.key(0) if key is None else key
@@ -136,14 +138,14 @@ def _check_spec(who: str, spec: Spec) -> None:
 def _check_shapes(who: str, env: Environment) -> None:
     """Abstract evaluation: sizes and kinds of what ``reset`` and ``step`` return."""
     spec, key = env.spec, jax.eval_shape(jax.random.key, 0)
-    state, observation = jax.eval_shape(lambda e, k: e.reset(k), env, key)
+    state, observation = _traced(who, "reset", lambda e, k: e.reset(k), env, key)
     _check_observation_shapes(who, spec, observation)
     action = (
         jax.ShapeDtypeStruct((spec.n_agents,), jnp.int32)
         if spec.discrete
         else jax.ShapeDtypeStruct((spec.n_agents, spec.action_dim), jnp.float32)
     )
-    following, step = jax.eval_shape(lambda e, k, s, a: e.step(k, s, a), env, key, state, action)
+    following, step = _traced(who, "step", lambda e, *rest: e.step(*rest), env, key, state, action)
     _check_observation_shapes(who, spec, step.observation)
     _check_same_type(who, state, following)
     _check_leaf(who, "reward", step.reward, (), jnp.float32)
@@ -151,6 +153,27 @@ def _check_shapes(who: str, env: Environment) -> None:
     _check_leaf(who, "truncated", step.truncated, (), jnp.bool_)
     for name, value in step.info.items():
         require(value.shape == (), f"{who}: info[{name!r}] has shape {value.shape}, expected ().")
+
+
+def _traced(who: str, name: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Shapes of what ``function`` returns, once its program is known to stay on the device."""
+    program, shapes = jax.make_jaxpr(function, return_shape=True)(*args)
+    called = next((p for p in _primitives(program.jaxpr) if "callback" in p), None)
+    require(called is None, f"{who}: {name} calls back to the host ({called}).")
+    return shapes
+
+
+def _primitives(jaxpr: Any) -> Iterator[str]:
+    """Names of all primitives, those of inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation.primitive.name
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+            if _is_program(inner):
+                yield from _primitives(getattr(inner, "jaxpr", inner))
+
+
+def _is_program(value: Any) -> bool:
+    return hasattr(value, "eqns") or hasattr(getattr(value, "jaxpr", None), "eqns")
 
 
 def _check_observation_shapes(who: str, spec: Spec, seen: Observation) -> None:
@@ -209,8 +232,11 @@ def _check_ends(who: str, spec: Spec, step: TimeStep, steps: int) -> None:
         spec.terminates or not step.terminated.any(),
         f"{who}: a step is terminated although spec.terminates is False.",
     )
+    over = step.terminated | step.truncated
+    out = np.maximum.accumulate(step.truncated, axis=1)
+    require(bool((over | ~out).all()), f"{who}: a step after the clock ran out is not over.")
     if steps >= spec.horizon:
-        ended = (step.terminated | step.truncated)[:, : spec.horizon].any(axis=1)
+        ended = over[:, : spec.horizon].any(axis=1)
         require(bool(ended.all()), f"{who}: an episode is longer than spec.horizon={spec.horizon}.")
         early = step.truncated[:, : spec.horizon - 1].any()
         require(

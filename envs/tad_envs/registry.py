@@ -12,7 +12,9 @@ from tad_envs import (
     continuous,
     didactic,
     hallway,
+    jumanji,
     lbf,
+    ltr,
     matrix,
     mpe,
     partial,
@@ -84,7 +86,9 @@ def _labels(parameters: dict[str, Any]) -> list[str]:
 
 
 def _label(value: Any) -> str | None:
-    """How a parameter is written in a name; None if it is an array."""
+    """How a parameter is written in a name; None if it could not be read back."""
+    if isinstance(value, str) and set(value) & set("/="):
+        return None
     if isinstance(value, (str, bool, int)):
         return str(value)
     if isinstance(value, (float, np.generic)):
@@ -197,6 +201,13 @@ def _register_all() -> None:
         register(f"predator_prey/{factory.__name__}", factory)
     for scenario in smax.MAPS:
         register(f"smax/{scenario}", _battle(scenario))
+    register("ltr/synthetic", ltr.synthetic)
+    register("ltr/letor", ltr.from_file)
+    register("jumanji/connector", jumanji.connector)
+    register("jumanji/cleaner", jumanji.cleaner)
+    for game, scenarios in jumanji.SCENARIOS.items():
+        for key in scenarios:
+            register(f"jumanji/{game}/{key}", jumanji.scenario(game, key))
 
 
 _register_all()

@@ -4,29 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from catalogue import kept, steps, tiers
 
-from tad_envs import check, environments, finite, make, struct
+from tad_envs import check, make, struct
 from tad_envs.hallway import Hallway
-
-REQUIRED = {"matrix/custom": {"payoff": [[1, 2], [3, 4]]}}
-
-
-def names():
-    """All names. Of those that one class plays, only the shortest is in the fast tier: they differ by
-    numbers. Finite games, which are checked in a moment, all are.
-    """
-    met, found = set(), []
-    for name in sorted(environments(), key=lambda name: (len(name), name)):
-        game = make(name, **REQUIRED.get(name, {}))
-        cheap = type(game) not in met or finite.enumerable(game)
-        met.add(type(game))
-        found.append(pytest.param(name, marks=() if cheap else pytest.mark.slow))
-    return found
+from tad_envs.mpe import Spread
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", tiers())
 def test_registered_environments_keep_their_promises(name):
-    check(make(name, **REQUIRED.get(name, {})))
+    check(kept(name), steps=steps(kept(name)))
 
 
 @pytest.mark.parametrize(
@@ -91,6 +78,8 @@ class Broken(Hallway):
             step = step._replace(reward=step.reward.astype(jnp.int32))
         if self.fault == "state":
             following = following.astype(jnp.float32)
+        if self.fault == "host":
+            jax.debug.callback(print, step.reward)
         if self.fault == "info":
             step = step._replace(info={"place": jnp.zeros(2)})
         return following, step
@@ -109,6 +98,7 @@ class Broken(Hallway):
         ("shape", r"observation.state has shape \(1,\), expected \(2,\)"),
         ("distribution", "not a distribution"),
         ("model", "not in outcomes"),
+        ("host", "step calls back to the host"),
         ("both", "both terminated and truncated"),
         ("dtype", "reward is int32, expected float32"),
         ("state", "after reset and"),
@@ -125,6 +115,21 @@ def test_a_broken_promise_is_named(fault, message):
     )
     with pytest.raises(ValueError, match=message):
         check(env)
+
+
+@struct
+class Restarting(Spread):
+    """Begins again by itself when its time is over, inside of a step."""
+
+    def step(self, key, state, action):
+        following, step = super().step(key, state, action)
+        clock = jnp.where(step.truncated, 0, following.clock)
+        return following._replace(clock=clock), step
+
+
+def test_a_step_that_resets_is_named():
+    with pytest.raises(ValueError, match="after the clock ran out is not over"):
+        check(Restarting(horizon=2))
 
 
 def test_a_weak_type_is_named():
