@@ -13,6 +13,16 @@ the teacher's distributions (given the actions it chose before) instead of its a
 lets the student act in a growing share of steps while the teacher still labels them (Ross et al.
 2011). Continuous actions are fitted by least squares in units of their range, which is the same with
 normal distributions of variance 1; such students are deterministic.
+
+A teacher whose agents are told z_i of the global state teaches z_i instead of actions (Chen et al.
+2024, PTDE, stage 2)::
+
+            descend  Σ_i ‖μ_i − ẑ_i(τ_i)‖²
+
+with μ_i the mean of the teacher's z_i. What then acts is all of the teacher but who tells it: its
+agents, whose parameters stay what they are, are told ẑ_i(τ_i) by a student that sees what they see.
+Differs from the authors' in that ẑ_i is not drawn, and that whole episodes are played by the greedy
+policy while students learn.
 """
 
 import dataclasses
@@ -46,8 +56,9 @@ from jaxmarl_tad.run import (
     same_sizes,
 )
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
+from jaxmarl_tad.statistics import ratio_curve
 from jaxmarl_tad.sweep import Make, Member
-from jaxmarl_tad.types import Algorithm, Key, Memory, Metrics, Policy
+from jaxmarl_tad.types import Algorithm, Informed, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 from tad_envs.struct import held_once
 
@@ -59,8 +70,9 @@ _AGREED = 0.02
 class Config:
     """Settings of distillation."""
 
-    total_steps: int = 3_200
-    """Environment steps of the teacher per member, rounded to whole iterations."""
+    total_steps: int | None = None
+    """Environment steps of the teacher per member, rounded to whole iterations; 3,200, or of a teacher
+    that is told of the state 6,400 times the horizon, unless given."""
     envs: int = 32
     """Environments acted in at once."""
     steps: int | None = None
@@ -70,7 +82,8 @@ class Config:
     minibatches: int = 1
     """Parts of each pass; divides ``envs``."""
     lr: Real | None = None
-    """Adam's learning rate; 0.1 for tables and 1e-3 for other networks unless given."""
+    """Adam's learning rate; 0.1 for tables and 1e-3 for other networks, 3e-3 where these learn what
+    agents are told, unless given."""
     max_grad_norm: Real = 10.0
     """Largest global norm of a gradient."""
     teacher: Literal["argmax", "sample"] = "argmax"
@@ -93,16 +106,29 @@ class Config:
         check_divides(self, "minibatches", "envs")
 
 
-def resolve(config: Config, spec: Spec) -> dict[str, Any]:
-    """Values of the fields that depend on the environment's sizes."""
+def resolve(config: Config, spec: Spec, *, told: bool = False) -> dict[str, Any]:
+    """Values of the fields that depend on the environment's sizes, and on what is taught.
+
+    ``told`` says whether the teacher's agents are told of the state.
+    """
+    require(
+        not told or config.labels == "hard",
+        "labels='soft' fits distributions of actions, and this teacher teaches what its agents are "
+        "told; use labels='hard'.",
+    )
     require(
         spec.discrete or config.labels == "hard",
         "labels='soft' needs probabilities of discrete actions, and this environment's actions are "
         "continuous; use labels='hard'.",
     )
     kind = resolve_kind(config.network, config.memory, spec, spec.obs_dim * spec.n_agents)
-    lr = (0.1 if kind == "table" else 1e-3) if config.lr is None else config.lr
-    return {"network": kind, "steps": resolve_steps(config.steps, spec), "lr": lr}
+    for_others = 3e-3 if told else 1e-3
+    return {
+        "total_steps": config.total_steps or (6_400 * spec.horizon if told else 3_200),
+        "network": kind,
+        "steps": resolve_steps(config.steps, spec),
+        "lr": (0.1 if kind == "table" else for_others) if config.lr is None else config.lr,
+    }
 
 
 def distill(
@@ -144,7 +170,10 @@ def distill(
         (share of decisions in which the student's most likely action is the teacher's, or, if actions
         are continuous, differs by at most 1 % of the range), ``kl`` (from
         the teacher's labels to the student, summed over agents, in nats), ``teacher_return`` and
-        ``retention`` (student's over teacher's return; NaN where that is 0).
+        ``retention`` (student's over teacher's return; NaN where that is 0). Where students learn what
+        agents are told, ``loss`` stands in the place of ``kl``: the squared error, summed over the
+        numbers that one agent is told. ``retained`` is the ratio of the mean returns of all members of
+        one setting, and ``retained_low`` to ``retained_high`` its 95 % bootstrap interval over members.
     """
     job = students(
         teacher,
@@ -209,6 +238,8 @@ def students(
         spec = teacher.spec
         make_teacher: Make = teacher.plan.make
         member = teacher.stacked
+        first = jax.tree.map(np.asarray, devices.pick(member, 0))
+        told = make_teacher(first.config, first.source).informed is not None
         lesson = Lesson(games, member.config, member.source, teacher.state)
         seeds = np.asarray(member.seed) + seed
     else:
@@ -217,10 +248,10 @@ def students(
         count, name, spec = 1, "distill(policy)", game.spec
         rows = [{"env": game.name, "seed": seed}]
         games = _tile(game, 1)
-        make_teacher = _Lone(teacher)
+        make_teacher, told = _Lone(teacher), False
         lesson = Lesson(games, (), (), ())
         seeds = np.asarray([seed])
-    settings = dataclasses.replace(settings, **resolve(settings, spec))
+    settings = dataclasses.replace(settings, **resolve(settings, spec, told=told))
     assert settings.steps is not None
 
     recipe = None
@@ -246,7 +277,7 @@ def students(
 
 
 def judged(student: Trained, teacher: Trained | Policy, env: Game | None = None) -> Trained:
-    """``student`` with the curves ``teacher_return`` and ``retention``."""
+    """``student`` with the curves ``teacher_return``, ``retention`` and ``retained``."""
     if isinstance(teacher, Trained) and env is None:
         scored = teacher.final["return"]
     else:
@@ -255,6 +286,16 @@ def judged(student: Trained, teacher: Trained | Policy, env: Game | None = None)
     best = np.broadcast_to(scored[:, None], student.curves["return"].shape)
     retention = np.where(best == 0, np.nan, student.curves["return"] / np.where(best == 0, 1, best))
     curves = student.curves | {"teacher_return": best, "retention": retention}
+    # Seeds of one setting are redrawn together; each of them is given what was found for all.
+    settings = [
+        tuple(sorted((k, str(v)) for k, v in m.items() if k != "seed")) for m in student.members
+    ]
+    retained = np.zeros((3, *retention.shape))
+    for setting in set(settings):
+        rows = [i for i, own in enumerate(settings) if own == setting]
+        retained[:, rows] = np.stack(ratio_curve(student.curves["return"][rows], best[rows]))[:, None]
+    names = ("retained", "retained_low", "retained_high")
+    curves |= dict(zip(names, retained.astype(np.float32), strict=True))
     return dataclasses.replace(student, curves=curves)
 
 
@@ -287,9 +328,9 @@ class _Distiller(NamedTuple):
 
     def __call__(self, config: Config, lesson: Lesson) -> Algorithm:
         algorithm = self.teacher(lesson.config, lesson.source)
-        return make(
-            config, lesson.env, algorithm.policy(lesson.state, greedy=config.teacher == "argmax")
-        )
+        policy = algorithm.policy(lesson.state, greedy=config.teacher == "argmax")
+        informed = algorithm.informed
+        return make(config, lesson.env, policy, informed and informed(lesson.state))
 
 
 class _Lone(NamedTuple):
@@ -329,8 +370,10 @@ class Batch(NamedTuple):
     first: Any
 
 
-def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
-    """The learner of students that imitate ``teacher`` in ``env``."""
+def make(
+    config: Config, env: Environment, teacher: Policy, informed: Informed | None = None
+) -> Algorithm:
+    """The learner of students that imitate ``teacher`` in ``env``; or that tell ``informed`` agents."""
     spec = env.spec
     agents = jnp.arange(spec.n_agents)
     share = sharing(config.sharing, spec.n_agents)
@@ -341,7 +384,7 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
     actor = network(
         config.network,
         inputs=inputs,
-        outputs=spec.n_actions or spec.action_dim,
+        outputs=informed.size if informed else spec.n_actions or spec.action_dim,
         hidden=config.hidden,
         memory=config.memory,
         gain=0.01,
@@ -353,6 +396,10 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
     def start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), actor.start())
 
+    def begun() -> Memory:
+        """What a student's policy remembers at first: its own, and that of whom it tells."""
+        return (start(), informed.start()) if informed else start()
+
     def views(observation: Observation) -> Any:
         return jax.vmap(view)(observation.agents, agents)
 
@@ -361,6 +408,10 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
     def loss(params: Params, batch: Batch, memory: Memory) -> tuple[Any, Metrics]:
         one, many = (functools.partial(f, params.actor) for f in (act_all, act_rows))
         outputs, _ = unroll(one, start(), memory, batch.views, batch.first, many)
+        if informed:
+            error = jnp.sum((outputs - batch.log_target) ** 2, axis=-1)
+            report = {"loss": masked_mean(error, batch.alive)}
+            return report["loss"], report | {"agreement": masked_mean(batch.label, batch.alive)}
         if spec.discrete:
             log_probs = distributions.log_probabilities(outputs, batch.legal)
             chosen = distributions.log_probability(log_probs, batch.label)  # log π_i(a_i | τ_i)
@@ -383,13 +434,15 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
 
     def both(params: Params, student_acts: Real) -> Policy:
         """The teacher labels; the student acts instead with probability ``student_acts``."""
-        student = policy_of(params, greedy=False)
+        student = policy_of(params, greedy=informed is not None)
 
         def act(key: Key, memory: Any, observation: Observation) -> tuple[Any, Any, Any]:
             teacher_key, student_key, who_key = jax.random.split(key, 3)
             label, teachers, extras = teacher.act(teacher_key, memory[0], observation)
             own, students, _ = student.act(student_key, memory[1], observation)
             told = {"label": label}
+            if informed:
+                told = {"label": (own == label).astype(jnp.float32), "log_target": extras["z"]}
             if soft:
                 require(
                     "log_probs" in extras,
@@ -401,7 +454,7 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
                 action = jnp.where(jax.random.uniform(who_key) < student_acts, own, label)
             return action, (teachers, students), told
 
-        return Policy(lambda: (teacher.start(), start()), act, "centralised")
+        return Policy(lambda: (teacher.start(), begun()), act, "centralised")
 
     def init(key: Key) -> State:
         params_key, begin_key = key, jax.random.fold_in(key, 0)
@@ -412,6 +465,7 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
     def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
         collect_key, learn_key = keys(key, 2)
         memory = state.actors.memory[1]
+        memory = memory[0] if informed else memory
         actors, seen = rollout(env, both(state.params, progress), collect_key, state.actors, steps)
         batch = Batch(
             views=jax.vmap(jax.vmap(views))(seen.observation),
@@ -435,7 +489,21 @@ def make(config: Config, env: Environment, teacher: Policy) -> Algorithm:
         )
         return State(params, optimisers, actors), report
 
+    def telling(params: Params, informed: Informed) -> Policy:
+        """``informed`` agents, each told by a student that sees what it sees."""
+
+        def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
+            own, agents_memory = memory
+            z, own = act_all(params.actor, own, views(observation))
+            action, agents_memory, extras = informed.act(key, agents_memory, observation, z)
+            return action, (own, agents_memory), extras | {"z": z}
+
+        return Policy(begun, act, "decentralised")
+
     def policy_of(params: Params, *, greedy: bool) -> Policy:
+        if informed:
+            return telling(params, informed)
+
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
             outputs, memory = act_all(params.actor, memory, views(observation))
             if not spec.discrete:

@@ -87,6 +87,43 @@ def iqm_curve(
     return _trimmed_mean(curves.T), low, high
 
 
+def ratio_curve(
+    values: ArrayLike,
+    reference: ArrayLike,
+    *,
+    reps: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """``(ratio, low, high)`` of mean values over mean reference values, at every point of a curve.
+
+    A run keeps its reference: a redraw takes both. NaN where the references' mean is 0, and an end of
+    the interval that any redraw leaves undefined.
+
+    Args:
+        values: ``[runs, points]``.
+        reference: As many, or what broadcasts to it.
+        reps: Number of redraws.
+        confidence: Mass inside the interval at each point.
+        seed: Of the redraws.
+    """
+    _require_confidence(confidence)
+    curves = np.asarray(values, float)
+    require(
+        curves.ndim == 2 and curves.size > 0,
+        f"ratio_curve: values has shape {curves.shape}; it must be [runs, points], neither empty.",
+    )
+    best = np.broadcast_to(np.asarray(reference, float), curves.shape)
+    rows = np.random.default_rng(seed).integers(len(curves), size=(reps, len(curves)))
+
+    def ratio(over: np.ndarray, under: np.ndarray) -> np.ndarray:
+        return np.where(under == 0, np.nan, over / np.where(under == 0, 1, under))
+
+    redrawn = ratio(curves[rows].mean(axis=1), best[rows].mean(axis=1))
+    low, high = np.quantile(redrawn, _tails(confidence), axis=0)
+    return ratio(curves.mean(axis=0), best.mean(axis=0)), low, high
+
+
 def probability_of_improvement(x: Scores, y: Scores) -> float:
     """How likely a run of X beats a run of Y: the mean over tasks of P(X>Y) + ½P(X=Y)."""
     xs, ys = _strata(x), _strata(y)

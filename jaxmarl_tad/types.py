@@ -41,6 +41,19 @@ class Policy(NamedTuple):
     """Whether each agent's action is a function of its own observation history alone."""
 
 
+class Informed(NamedTuple):
+    """A policy whose agents are told ``z_i``, a vector each, by whoever knows it."""
+
+    size: int
+    """How many numbers an agent is told."""
+    start: Callable[[], Memory]
+    """Memory before the first step of an episode, one row per agent."""
+    act: Callable[
+        [Key, Memory, Observation, Float[Array, "N Z"]], tuple[Shaped[Array, "N ..."], Memory, Extras]
+    ]
+    """As :class:`Policy` acts, given what the agents are told; agent i hears ``z_i`` alone."""
+
+
 class Algorithm(NamedTuple):
     """A learner as three pure functions, made by a factory ``make(config, source)``."""
 
@@ -49,6 +62,10 @@ class Algorithm(NamedTuple):
     """One iteration, collect and learn: ``(key, state, progress)``, progress in [0, 1)."""
     policy: "PolicyOf"
     """The policy that ``state`` has learned so far."""
+    informed: Callable[[State], Informed] | None = None
+    """Where agents are told of the global state: the greedy policy apart from who tells them.
+
+    The mean of what they are told is then among the policy's extras, as ``z``."""
 
 
 class PolicyOf(Protocol):

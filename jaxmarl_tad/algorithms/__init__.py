@@ -79,12 +79,53 @@ class Method(NamedTuple):
 BOTH = ("discrete", "continuous")
 
 _ROWS = (
+    # Agents that are told of the global state, for their students: unified (GIU) or personalised (GIP).
     Method(
-        "ippo", ppo.make, ppo.Config, ppo.resolve, {"critic": "local"},
+        "mappo_giu", ppo.make, ppo.Config, ppo.resolve,
+        {"critic": "state", "information": "unified"},
+        "policy", "centralised", "Chen et al. 2024",
+    ),
+    Method(
+        "mappo_gip", ppo.make, ppo.Config, ppo.resolve,
+        {"critic": "state", "information": "personalised"},
+        "policy", "centralised", "Chen et al. 2024",
+    ),
+    Method(
+        "vdn_giu", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "vdn", "information": "unified"},
+        "value", "centralised", "Chen et al. 2024",
+    ),
+    Method(
+        "vdn_gip", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "vdn", "information": "personalised"},
+        "value", "centralised", "Chen et al. 2024",
+    ),
+    Method(
+        "qmix_giu", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "qmix", "weighting": "none", "information": "unified"},
+        "value", "centralised", "Chen et al. 2024",
+    ),
+    Method(
+        "qmix_gip", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "qmix", "weighting": "none", "information": "personalised"},
+        "value", "centralised", "Chen et al. 2024",
+    ),
+    Method(
+        "qplex_gip", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "qplex", "information": "personalised"},
+        "value", "centralised", "Chen et al. 2024",
+    ),
+    Method(
+        "csrl", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "qmix", "weighting": "none", "information": "guided"},
+        "value", "centralised", "Chen et al. 2022",
+    ),
+    Method(
+        "ippo", ppo.make, ppo.Config, ppo.resolve, {"critic": "local", "information": "local"},
         "policy", "decentralised", "de Witt et al. 2020", actions=BOTH,
     ),
     Method(
-        "mappo", ppo.make, ppo.Config, ppo.resolve, {"critic": "state"},
+        "mappo", ppo.make, ppo.Config, ppo.resolve, {"critic": "state", "information": "local"},
         "policy", "decentralised", "Yu et al. 2022", actions=BOTH,
     ),
     Method(
@@ -120,30 +161,33 @@ _ROWS = (
         "joint", "centralised", "Ye et al. 2022", actions=BOTH,
     ),
     Method(
-        "iql", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "none"},
+        "iql", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "none", "information": "local"},
         "value", "decentralised", "Tan 1993",
     ),
     Method(
-        "vdn", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "vdn"},
+        "vdn", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "vdn", "information": "local"},
         "value", "decentralised", "Sunehag et al. 2018",
     ),
     Method(
         "qmix", q_learning.make, q_learning.Config, q_learning.resolve,
-        {"mixer": "qmix", "weighting": "none"},
+        {"mixer": "qmix", "weighting": "none", "information": "local"},
         "value", "decentralised", "Rashid et al. 2018",
     ),
     Method(
-        "qplex", q_learning.make, q_learning.Config, q_learning.resolve, {"mixer": "qplex"},
+        "qplex", q_learning.make, q_learning.Config, q_learning.resolve,
+        {"mixer": "qplex", "information": "local"},
         "value", "decentralised", "Wang et al. 2021",
     ),
     Method(
         "ow_qmix", q_learning.make, q_learning.Config, q_learning.resolve,
-        {"mixer": "qmix", "weighting": "optimistic"},
+        {"mixer": "qmix", "weighting": "optimistic", "information": "local"},
         "value", "decentralised", "Rashid et al. 2020",
     ),
     Method(
         "cw_qmix", q_learning.make, q_learning.Config, q_learning.resolve,
-        {"mixer": "qmix", "weighting": "central"},
+        {"mixer": "qmix", "weighting": "central", "information": "local"},
         "value", "decentralised", "Rashid et al. 2020",
     ),
     Method(

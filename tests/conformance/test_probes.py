@@ -18,6 +18,7 @@ import jaxmarl_tad as jt
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.algorithms.deterministic import ddpg
 from jaxmarl_tad.config import leaf_fields, static_fields
+from jaxmarl_tad.critics import critic as critic_of
 from jaxmarl_tad.networks import attention, retention, sequence
 from tad_envs import check, solve
 
@@ -95,6 +96,18 @@ def values_at(name, probe, bits=0, clock=0):
 
     if METHODS[name].family == "sequence":
         return restored(run.state, mine, values_encoded(name, seen, mine))
+
+    if getattr(run.config, "information", "local") != "local":  # who is told has no table
+        judge = critic_of(run.config, PROBES[probe].spec, run.config.critic)
+        state, first = seen.state[None, None, None], jnp.ones((1, 1), bool)
+
+        @jax.jit
+        @jax.vmap
+        def valued(params):
+            return judge.values(params, judge.start(1), state, first)[0]
+
+        own = jax.tree.map(lambda x: x[mine], run.state.params.critic)
+        return restored(run.state, mine, np.asarray(valued(own)).reshape(SEEDS, -1))
 
     assert run.config.network == "table"
     state, rows = run.state, int(jnp.argmax(seen.state))

@@ -14,6 +14,11 @@ MAPPO sees the global state and gives one value to all: ``critic="local" | "stat
 MAPPO's recipe in that truncated episodes bootstrap from their true final observation, and in that
 minibatches are drawn over environments. Continuous actions are Gaussian with a deviation that does not
 depend on what is seen, as in HARL.
+
+With ``information`` other than ``local`` actors are told z_i of the global state, so that they act
+centrally (Chen et al. 2024, PTDE, stage 1; :mod:`networks.personalised`): π(a_i | τ_i, z_i). What was
+drawn for z_i is recorded, so that ρ_i is 1 before anything is learned. ``distill`` turns the result
+into decentralised policies.
 """
 
 import functools
@@ -21,6 +26,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxmarl_tad import distributions
 from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_steps, struct
@@ -31,6 +37,7 @@ from jaxmarl_tad.losses import (
     masked_mean,
     standardise,
 )
+from jaxmarl_tad.networks import personalised
 from jaxmarl_tad.networks.net import (
     Kind,
     Remember,
@@ -45,7 +52,7 @@ from jaxmarl_tad.normalise import Scale, init_scale
 from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.rollout import Actors, begin, keys, rollout
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
-from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
+from jaxmarl_tad.types import Activation, Algorithm, Informed, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
 
@@ -64,7 +71,8 @@ class Config:
     minibatches: int = 1
     """Parts of each pass; divides ``envs``."""
     lr: Real | None = None
-    """Adam's learning rate; 0.02 for tables and 5e-4 for other networks unless given."""
+    """Adam's learning rate; 0.02 for tables and 5e-4 for other networks, 2e-3 if these are told of
+    the state, unless given."""
     gamma: Real = 0.99
     """Discount per environment step, in [0, 1]."""
     lam: Real = 0.95
@@ -79,6 +87,16 @@ class Config:
     """Largest global norm of a gradient, for policy and critic each."""
     critic: Literal["local", "state"] = "local"
     """What the critic sees: each agent's own view (IPPO) or the global state (MAPPO)."""
+    information: personalised.Information = "local"
+    """What actors are told of the global state: see :mod:`jaxmarl_tad.networks.personalised`."""
+    z_size: int = 16
+    """How many numbers an agent is told."""
+    z_source: personalised.Source = "observation"
+    """What personalises them: what the agent sees, or (with a memory) has seen."""
+    z_rank: int | None = None
+    """Features to which the state is mapped before it is personalised: none, unless given."""
+    z_noise: Real = 1.0
+    """What the deviation of z is multiplied by while learning; 0 leaves its mean."""
     memory: Remember = "none"
     sharing: Mode = "full_id"
     network: Kind = "auto"
@@ -102,9 +120,12 @@ class Config:
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:
     """Values of the fields that depend on the environment's sizes."""
+    personalised.check(config, spec)
+    told = config.information != "local"
     rows = spec.obs_dim * spec.n_agents
-    kind = resolve_kind(config.network, config.memory, spec, rows)
-    lr = (0.02 if kind == "table" else 5e-4) if config.lr is None else config.lr
+    kind = resolve_kind("mlp" if told else config.network, config.memory, spec, rows)
+    for_others = 2e-3 if told else 5e-4
+    lr = (0.02 if kind == "table" else for_others) if config.lr is None else config.lr
     return {"network": kind, "steps": resolve_steps(config.steps, spec), "lr": lr}
 
 
@@ -138,6 +159,8 @@ class Batch(NamedTuple):
     value: Any
     target: Any
     first: Any
+    noise: Any
+    """What was drawn for what the actors were told; None where they are told nothing."""
 
 
 def make(config: Config, env: Environment) -> Algorithm:
@@ -169,6 +192,8 @@ def make(config: Config, env: Environment) -> Algorithm:
     if not spec.discrete:
         actor = with_spread(actor, head.outputs, distributions.FIRST_SPREAD)
     act_all, act_rows = over_agents(actor.apply, share), over_rows(actor.apply, share)
+    # Who tells the actors of the state, if they are told: their parameters lie beside the actors'.
+    informant = personalised.informant(config, spec, share, inputs)
 
     def actor_start() -> Memory:
         return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), actor.start())
@@ -176,12 +201,13 @@ def make(config: Config, env: Environment) -> Algorithm:
     # What the critic sees: the same rows, or the state, once.
     critic = critic_of(config, spec, config.critic)
     # Policy and critic may be fed the same, which is kept once.
-    alike = config.critic == "local" and not gathered
+    alike = config.critic == "local" and not gathered and informant is None
 
     def views(observation: Observation) -> Any:
         if gathered:
             return jnp.argmax(observation.agents, -1)
-        return jax.vmap(view)(observation.agents, agents)
+        rows = jax.vmap(view)(observation.agents, agents)
+        return rows if informant is None else personalised.Seen(rows, observation.state)
 
     batched = lambda function: jax.vmap(jax.vmap(function))  # over [T, E]  # noqa: E731
     optimiser = adam(config.max_grad_norm)
@@ -191,8 +217,13 @@ def make(config: Config, env: Environment) -> Algorithm:
         if gathered:
             table = choices(params, share, legal)
             return table.taken(agents, batch.views, batch.action, batch.alive)
-        one, many = (functools.partial(f, params) for f in (act_all, act_rows))
-        outputs, _ = unroll(one, actor_start(), memory, batch.views, batch.first, many)
+        own = params if informant is None else params["own"]
+        seen = batch.views if informant is None else batch.views.rows
+        one, many = (functools.partial(f, own) for f in (act_all, act_rows))
+        outputs, memories = unroll(one, actor_start(), memory, seen, batch.first, many)
+        if informant is not None:
+            told = params["told"]
+            outputs, _ = informant.inform(told, outputs, batch.views, memories, batch.noise)
         if spec.discrete:
             log_probs = distributions.log_probabilities(outputs, batch.legal)
             log_prob = distributions.log_probability(log_probs, batch.action)
@@ -219,10 +250,10 @@ def make(config: Config, env: Environment) -> Algorithm:
         begin_key = jax.random.fold_in(key, 0)
         drawn = init_sets(actor.init, actor_key, share)
         bias = lambda table: biased(table, config.initial_logits, config.network, spec, share)  # noqa: E731
-        params = Params(
-            actor=bias(drawn) if spec.discrete else drawn | {"mean": bias(drawn["mean"])},
-            critic=critic.init(critic_key),
-        )
+        own = bias(drawn) if spec.discrete else drawn | {"mean": bias(drawn["mean"])}
+        if informant is not None:
+            own = {"own": own, "told": informant.init(jax.random.fold_in(key, 1))}
+        params = Params(actor=own, critic=critic.init(critic_key))
         return State(
             params=params,
             optimiser=Params(*(optimiser.init(p) for p in params)),
@@ -252,6 +283,7 @@ def make(config: Config, env: Environment) -> Algorithm:
             value=judged.value,
             target=judged.target,
             first=seen.first,
+            noise=seen.extras.get("noise"),
         )
 
         params, optimisers, report = improve(
@@ -269,6 +301,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         return State(params, optimisers, judged.scale, actors, judged.memory), report
 
     def policy_of(params: Params, *, greedy: bool) -> Policy:
+        if informant is not None:
+            return central_policy(params.actor, greedy=greedy)
         table = choices(params.actor, share, legal) if gathered else None
 
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
@@ -282,7 +316,40 @@ def make(config: Config, env: Environment) -> Algorithm:
 
         return Policy(start=actor_start, act=act, execution="decentralised")
 
+    def central_policy(params: Any, *, greedy: bool) -> Policy:
+        """The policy of actors that are told of the state."""
+        assert informant is not None
+        teller = informant
+
+        def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
+            key, noise_key = jax.random.split(key)
+            seen, drawn = views(observation), {}
+            if teller.random and not greedy:
+                noise = jax.random.normal(noise_key, (spec.n_agents, teller.size))
+                drawn = {"noise": config.z_noise * noise}
+            outputs, memory = act_all(params["own"], memory, seen.rows)
+            outputs, z = teller.inform(params["told"], outputs, seen, memory, drawn.get("noise"))
+            uniform = head.noise(key, spec.n_agents)
+            action, extras = head.decide(uniform, outputs, observation.legal, greedy)
+            return action, memory, extras | drawn | {"z": z}
+
+        return Policy(actor_start, act, "centralised")
+
+    def informed(state: State) -> Informed:
+        assert informant is not None
+        size, heard, params = informant.size, informant.heard, state.params.actor
+
+        def act(key: Key, memory: Memory, observation: Observation, z: Array) -> tuple[Any, Any, Any]:
+            rows = jax.vmap(view)(observation.agents, agents)
+            outputs, memory = act_all(params["own"], memory, rows)
+            outputs = outputs + heard(params["told"], z)
+            uniform = head.noise(key, spec.n_agents)
+            action, extras = head.decide(uniform, outputs, observation.legal, True)
+            return action, memory, extras
+
+        return Informed(size, actor_start, act)
+
     def policy(state: State, *, greedy: bool) -> Policy:
         return policy_of(state.params, greedy=greedy)
 
-    return Algorithm(init, step, policy)
+    return Algorithm(init, step, policy, None if informant is None else informed)

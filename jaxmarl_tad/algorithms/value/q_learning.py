@@ -23,6 +23,13 @@ episodes bootstrap from their true final observation. Dead agents have utility 0
 error of their own. As a' is greedy, the λ-return is Peng's Q(λ) (Peng & Williams 1996), and
 ``returns="corrected"`` is Q*(λ) (Harutyunyan et al. 2016), which takes back what exploration lost.
 
+With ``information`` other than ``local`` agents are told z_i of the global state, so that they act
+centrally (Chen et al. 2024, PTDE, stage 1; :mod:`networks.personalised`): Q_i(τ_i, z_i, ·). ε_i of z_i
+is drawn anew in every step of play and for every batch, where Q and Q̄ share it. What is greedy, the
+policy that is evaluated included, takes the mean of z_i, while the authors draw it there as well.
+``distill`` turns the result into decentralised policies. CSRL (Chen et al. 2022) is ``guided``, and
+tells of the state as it was in each ``period``'s first step.
+
 By default ε is 1 throughout, so that everything is learned from random play: what is then found in a
 game is a property of the mixer and not of the exploration.
 """
@@ -39,6 +46,7 @@ from jaxmarl_tad import replay
 from jaxmarl_tad.config import Real, check_divides, check_range, require, resolve_epsilon, struct
 from jaxmarl_tad.distributions import best, explore, highest, taken
 from jaxmarl_tad.losses import masked_mean
+from jaxmarl_tad.networks import personalised
 from jaxmarl_tad.networks.joint import is_tabular, joint_value
 from jaxmarl_tad.networks.mixers import Choice, Mixer, Name, mixer
 from jaxmarl_tad.networks.net import (
@@ -54,7 +62,7 @@ from jaxmarl_tad.replay import Record, Replay, record
 from jaxmarl_tad.rollout import keys
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
 from jaxmarl_tad.targets import beyond_death, corrected_returns, lambda_returns
-from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
+from jaxmarl_tad.types import Activation, Algorithm, Informed, Key, Memory, Metrics, Policy
 from tad_envs import Environment, Observation, Spec
 
 
@@ -70,19 +78,20 @@ class Config:
     steps: int | None = None
     """Length to which episodes are padded: the horizon."""
     updates: int | None = None
-    """Gradient steps in each iteration; 2 for QPLEX and else 1 unless given."""
+    """Gradient steps in each iteration; 2 for QPLEX or with information, and else 1 unless given."""
     batch: int = 32
     """Episodes in each gradient step; the replay starts with at least as many random ones."""
     capacity: int = 512
     """Episodes that the replay holds."""
     lr: Real | None = None
-    """Unless given 0.1 for tables (QMIX 0.05, weighted 0.2, QPLEX 0.01) and 5e-4 for other networks."""
+    """Unless given 0.1 for tables (QMIX 0.05, weighted 0.2, QPLEX 0.01) and 5e-4 for other networks,
+    2e-3 if these are told of the state."""
     lr_end: Real = 0.0
     """Share of ``lr`` that is left at the end; it falls linearly over the run."""
     gamma: Real = 0.99
     """Discount per environment step, in [0, 1]."""
-    lam: Real = 0.0
-    """λ of the λ-return, in [0, 1]."""
+    lam: Real | None = None
+    """λ of the λ-return, in [0, 1]; 0, or with information 0.6, unless given."""
     returns: Literal["peng", "corrected"] = "peng"
     """Peng's Q(λ), or Q*(λ), which corrects for actions that were not the best."""
     epsilon_start: Real = 1.0
@@ -116,6 +125,18 @@ class Config:
     """Weight of an error that matters little, in [0, 1]."""
     central: tuple[int, ...] = (256, 256, 256)
     """Widths of the hidden layers of Q̂*; in a small finite game it is a table."""
+    information: personalised.Information = "local"
+    """What agents are told of the global state: see :mod:`jaxmarl_tad.networks.personalised`."""
+    z_size: int = 16
+    """How many numbers an agent is told; the authors' 64."""
+    z_source: personalised.Source = "observation"
+    """What personalises them: what the agent sees, or (with a memory) has seen."""
+    z_rank: int | None = None
+    """Features to which the state is mapped before it is personalised: none, unless given."""
+    z_noise: Real = 1.0
+    """What the deviation of z is multiplied by while learning; 0 leaves its mean."""
+    period: int = 1
+    """Steps for which agents are told of one state, from an episode's first step on."""
     memory: Remember = "none"
     sharing: Mode = "full_id"
     network: Kind = "auto"
@@ -129,12 +150,16 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse impossible sizes and ranges."""
         sizes = (self.envs, self.updates or 1, self.batch, self.capacity, self.embed)
-        sizes = (*sizes, self.hyper or 1, self.heads, self.layers)
+        sizes = (*sizes, self.hyper or 1, self.heads, self.layers, self.period)
         require(min(sizes) >= 1, "q_learning: sizes must be positive.")
         check_divides(self, "envs", "capacity")
         require(
             self.mixer != "none" or self.weighting == "none",
             f"q_learning: weighting={self.weighting!r} needs a mixer; without one there is no Q_tot.",
+        )
+        require(
+            self.information == "local" or self.weighting == "none",
+            "q_learning: agents of weighted QMIX are told nothing; use information='local'.",
         )
         require(
             self.capacity >= self.batch,
@@ -162,10 +187,14 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
         config.steps in (None, spec.horizon),
         f"q_learning: steps={config.steps} must be the horizon, {spec.horizon}: whole episodes.",
     )
-    kind = resolve_kind(config.network, config.memory, spec, spec.obs_dim * spec.n_agents)
+    personalised.check(config, spec)
+    told = config.information != "local"
+    asked = "mlp" if told else config.network
+    kind = resolve_kind(asked, config.memory, spec, spec.obs_dim * spec.n_agents)
     for_tables = {"qmix": 0.05, "qplex": 0.01}.get(config.mixer, 0.1)
     for_tables = for_tables if config.weighting == "none" else 0.2  # rows of Q̂* are seen seldom
-    lr = (for_tables if kind == "table" else 5e-4) if config.lr is None else config.lr
+    for_others = 2e-3 if told else 5e-4
+    lr = (for_tables if kind == "table" else for_others) if config.lr is None else config.lr
     # IQL's utilities are means over what the others do, which takes more samples to tell apart, and
     # weights that depend on Q̂* mean little before it is learned.
     each = 12_800 if config.mixer == "none" or config.weighting != "none" else 6_400
@@ -175,9 +204,10 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
         "steps": spec.horizon,
         "total_steps": config.total_steps or each * spec.horizon,
         "optimiser": config.optimiser or ("rmsprop" if qplex else "adam"),
-        "updates": config.updates or (2 if qplex else 1),
+        "updates": config.updates or (2 if qplex or told else 1),
         "hyper": config.hyper or (32 if qplex else 64),
         "lr": lr,
+        "lam": (0.6 if told else 0.0) if config.lam is None else config.lam,
         "epsilon_end": resolve_epsilon(config.epsilon_end, spec),
     }
 
@@ -240,7 +270,8 @@ def make(config: Config, env: Environment) -> Algorithm:
     agents = jnp.arange(spec.n_agents)
     share = sharing(config.sharing, spec.n_agents)
     assert config.lr is not None and config.updates is not None and config.epsilon_end is not None
-    updates, lr, epsilon_end = config.updates, config.lr, config.epsilon_end
+    assert config.lam is not None
+    updates, lr, lam, epsilon_end = config.updates, config.lr, config.lam, config.epsilon_end
 
     view, inputs = agent_inputs(config.network, spec, share.identity)
     agent = network(
@@ -256,6 +287,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         gain=0.3 if config.mixer == "qplex" else 0.01,
     )
     act_all, act_rows = over_agents(agent.apply, share), over_rows(agent.apply, share)
+    # Who tells the agents of the state, if they are told: their parameters lie beside the agents'.
+    informant = personalised.informant(config, spec, share, inputs)
     mixing, total = team_value(config, spec)
     weighted, free_table = config.weighting != "none", is_tabular(config.network, spec)
     free = joint_value(config.network, spec, features=0 if free_table else 1, hidden=config.central)
@@ -265,15 +298,23 @@ def make(config: Config, env: Environment) -> Algorithm:
         return jax.tree.map(lambda m: jnp.tile(m, (spec.n_agents, 1)), agent.start())
 
     def views(observation: Observation) -> Any:
-        return jax.vmap(view)(observation.agents, agents)
+        rows = jax.vmap(view)(observation.agents, agents)
+        return rows if informant is None else personalised.Seen(rows, observation.state)
 
-    def utilities(sets: Any, batch: Record) -> Float[Array, "T B N A"]:
-        """Q_i(τ_i, ·) at every row of what was seen."""
+    def utilities(sets: Any, batch: Record, noise: Array | None = None) -> Float[Array, "T B N A"]:
+        """Q_i(τ_i, ·), or Q_i(τ_i, z_i, ·), at every row of what was seen."""
         rows, episodes = batch.alive.shape[:2]
         memory = jax.tree.map(lambda m: jnp.broadcast_to(m, (episodes, *m.shape)), start())
         first = jnp.broadcast_to(jnp.arange(rows)[:, None] == 0, (rows, episodes))
-        one, many = (functools.partial(f, sets) for f in (act_all, act_rows))
-        return unroll(one, start(), memory, batch.views, first, many)[0]
+        own = sets if informant is None else sets["own"]
+        seen = batch.views if informant is None else batch.views.rows
+        one, many = (functools.partial(f, own) for f in (act_all, act_rows))
+        q, memories = unroll(one, start(), memory, seen, first, many)
+        if informant is None:
+            return q
+        issued = jnp.arange(rows) // config.period * config.period
+        held = batch.views._replace(state=batch.views.state[issued])
+        return informant.inform(sets["told"], q, held, memories, noise)[0]
 
     def central(params: Central, batch: Record) -> Callable[[Record, slice, Array], Array]:
         """Q̂* as a function of what was seen, in which rows, and actions: ``[T, B, 1]``."""
@@ -287,8 +328,10 @@ def make(config: Config, env: Environment) -> Algorithm:
 
         return value
 
-    def loss(params: Params, target: Params, batch: Record) -> tuple[Array, Metrics]:
-        q, delayed = utilities(params.agents, batch), utilities(target.agents, batch)
+    def loss(
+        params: Params, target: Params, batch: Record, noise: Array | None = None
+    ) -> tuple[Array, Metrics]:
+        q, delayed = (utilities(p.agents, batch, noise) for p in (params, target))
         now, ahead = batch.rows(slice(-1)), batch.rows(slice(1, None))
         following = best((q if config.double else delayed)[1:], ahead.legal)
         value = total(params, q[:-1], batch.action, now)
@@ -303,15 +346,13 @@ def make(config: Config, env: Environment) -> Algorithm:
             counts = counts & now.alive
         ends = batch.terminated, batch.truncated
         if config.returns == "peng":
-            returns = lambda_returns(batch.reward, next_value, *ends, config.gamma, config.lam)
+            returns = lambda_returns(batch.reward, next_value, *ends, config.gamma, lam)
         else:
             if weighted:
                 played = looked(now, slice(-1), batch.action)
             else:
                 played = total(target, delayed[:-1], batch.action, now)
-            returns = corrected_returns(
-                batch.reward, played, next_value, *ends, config.gamma, config.lam
-            )
+            returns = corrected_returns(batch.reward, played, next_value, *ends, config.gamma, lam)
         error = 0.5 * (returns - value) ** 2
         if not weighted:
             error = masked_mean(error, counts)
@@ -339,7 +380,10 @@ def make(config: Config, env: Environment) -> Algorithm:
         if weighted:
             sets = () if free_table else init_sets(agent.init, own_key, share)
             extra = Central(sets, free.init(joint_key))
-        params = Params(init_sets(agent.init, agents_key, share), mixing.init(mixer_key), extra)
+        sets: Any = init_sets(agent.init, agents_key, share)
+        if informant is not None:
+            sets = {"own": sets, "told": informant.init(jax.random.fold_in(key, 1))}
+        params = Params(sets, mixing.init(mixer_key), extra)
         first = collect(collect_key, params, 1.0, config.first_episodes)
         return State(
             params=params,
@@ -359,7 +403,12 @@ def make(config: Config, env: Environment) -> Algorithm:
             params, target, optimiser_state = carry
             drawn = replay.sample(memory, jax.random.fold_in(learn_key, i), config.batch)
             batch = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), drawn)
-            gradient, report = jax.grad(loss, has_aux=True)(params, target, batch)
+            noise = None
+            if informant is not None and informant.random:
+                shape = (*batch.alive.shape, informant.size)
+                noise_key = jax.random.fold_in(learn_key, updates + i)
+                noise = config.z_noise * jax.random.normal(noise_key, shape)
+            gradient, report = jax.grad(loss, has_aux=True)(params, target, batch, noise)
             params, optimiser_state = optimiser.update(gradient, optimiser_state, params, rate)
             target = jax.tree.map(lambda t, p: t + config.target_update * (p - t), target, params)
             return (params, target, optimiser_state), report
@@ -372,6 +421,9 @@ def make(config: Config, env: Environment) -> Algorithm:
         return state, report | {"epsilon": jnp.asarray(epsilon)}
 
     def policy_of(params: Params, epsilon: Real | None) -> Policy:
+        if informant is not None:
+            return central_policy(params, epsilon)
+
         def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
             q, memory = act_all(params.agents, memory, views(observation))
             action = best(q, observation.legal)
@@ -382,7 +434,44 @@ def make(config: Config, env: Environment) -> Algorithm:
 
         return Policy(start=start, act=act, execution="decentralised")
 
+    def central_policy(params: Params, epsilon: Real | None) -> Policy:
+        """The policy of agents that are told of the state, as it was in each period's first step."""
+        assert informant is not None
+        teller, sets = informant, params.agents
+
+        def act(key: Key, memory: Any, observation: Observation) -> tuple[Any, Any, Any]:
+            own, held, clock = memory
+            seen = views(observation)
+            held = jnp.where(clock % config.period == 0, seen.state, held)
+            q, own = act_all(sets["own"], own, seen.rows)
+            noise, following = None, (held, clock + 1)
+            if epsilon is not None and teller.random:
+                key, noise_key = jax.random.split(key)
+                noise = config.z_noise * jax.random.normal(noise_key, (spec.n_agents, teller.size))
+            q, z = teller.inform(sets["told"], q, seen._replace(state=held), own, noise)
+            action = best(q, observation.legal)
+            if epsilon is not None:
+                uniform = jax.random.uniform(key, (spec.n_agents,))
+                action = explore(uniform, epsilon, observation.legal, action)
+            return action, (own, *following), {"q": q, "z": z}
+
+        def begin() -> Memory:
+            return start(), jnp.zeros(spec.state_dim), jnp.zeros((), jnp.int32)
+
+        return Policy(begin, act, "centralised")
+
+    def informed(state: State) -> Informed:
+        assert informant is not None
+        size, heard, sets = informant.size, informant.heard, state.params.agents
+
+        def act(key: Key, memory: Memory, observation: Observation, z: Array) -> tuple[Any, Any, Any]:
+            q, memory = act_all(sets["own"], memory, jax.vmap(view)(observation.agents, agents))
+            q = q + heard(sets["told"], z)
+            return best(q, observation.legal), memory, {"q": q}
+
+        return Informed(size, start, act)
+
     def policy(state: State, *, greedy: bool) -> Policy:
         return policy_of(state.params, None if greedy else epsilon_end)
 
-    return Algorithm(init, step, policy)
+    return Algorithm(init, step, policy, None if informant is None else informed)
