@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from catalogue import kept
 from PIL import Image
 
 import jaxmarl_tad as jt
@@ -117,12 +118,10 @@ def test_help_and_mistakes_start_no_backend():
 
 
 def test_grids_and_fields_say_what_they_look_like():
-    drawn = [
-        name for name in environments() if name != "matrix/custom" and isinstance(make(name), Drawable)
-    ]
+    drawn = [name for name in environments() if isinstance(kept(name), Drawable)]
     families = {name.split("/")[0] for name in drawn}
-    assert {"mpe", "hallway", "predator_prey", "smax"} <= families
-    for name in ("hallway", "mpe/speaker_listener", "predator_prey/qtran"):
+    assert {"lbf", "rware", "mpe", "hallway", "predator_prey", "smax"} <= families
+    for name in ("hallway", "mpe/speaker_listener", "predator_prey/qtran", "lbf", "rware"):
         env = make(name)
         scene = env.scene(jax.device_get(env.reset(jax.random.key(0))[0]))
         (left, low), (right, high) = scene.low, scene.high

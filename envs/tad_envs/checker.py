@@ -36,9 +36,9 @@ def check(env: Environment, key: jax.Array | None = None, steps: int | None = No
 
     Checked: sizes, dtypes and weak types against ``env.spec`` and between steps; the claim of
     one-hot features; a legal action for every agent alive; finite numbers, also past the end;
-    ``terminated`` and ``truncated`` exclusive, and one of them within the horizon; time that has run
-    out stays so; no call back to the host; determinism in the key; ``vmap`` equal to a loop; and for
-    finite games ``starts``, ``outcomes`` and ``observe`` consistent with ``reset`` and ``step``.
+    ``terminated`` and ``truncated`` exclusive, and one of them within the horizon; no step that
+    begins anew by itself; no call back to the host; determinism in the key; ``vmap`` equal to a loop;
+    and for finite games ``starts``, ``outcomes`` and ``observe`` consistent with ``reset`` and ``step``.
 
     Args:
         env: the environment, a pytree.
@@ -233,8 +233,7 @@ def _check_ends(who: str, spec: Spec, step: TimeStep, steps: int) -> None:
         f"{who}: a step is terminated although spec.terminates is False.",
     )
     over = step.terminated | step.truncated
-    out = np.maximum.accumulate(step.truncated, axis=1)
-    require(bool((over | ~out).all()), f"{who}: a step after the clock ran out is not over.")
+    _check_stays_over(who, over, step.truncated, spec.horizon)
     if steps >= spec.horizon:
         ended = over[:, : spec.horizon].any(axis=1)
         require(bool(ended.all()), f"{who}: an episode is longer than spec.horizon={spec.horizon}.")
@@ -243,6 +242,14 @@ def _check_ends(who: str, spec: Spec, step: TimeStep, steps: int) -> None:
             not early,
             f"{who}: the clock ran out before spec.horizon={spec.horizon} steps.",
         )
+
+
+def _check_stays_over(who: str, over: np.ndarray, truncated: np.ndarray, horizon: int) -> None:
+    """What resets itself is over again only a horizon later; of agents in turn the last one's step is."""
+    for t in range(over.shape[1] - horizon + 1):
+        following = over[truncated[:, t], t + 1 : t + horizon]
+        again = following.any(axis=1).all() or horizon == 1
+        require(bool(again), f"{who}: it goes on after the clock ran out, as if it began anew.")
 
 
 def _equal(one: Any, other: Any, tolerance: float) -> bool:

@@ -40,6 +40,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from tad_envs import finite
+from tad_envs.scene import Point, Scene, board
 from tad_envs.struct import AnyArray, Real, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, TimeStep
 
@@ -267,6 +268,14 @@ class Foraging:
         agents = self._rows(state.position, self._levels(state))
         parts = (foods, agents, state.eaten, time)
         return jnp.concatenate([jnp.asarray(part, jnp.float32).reshape(-1) for part in parts])
+
+    def scene(self, state: Board) -> Scene:
+        """Agents and food with their levels; what is eaten is gone."""
+        rows = zip(state.food, state.food_level, state.eaten, strict=True)
+        food = [Point("food", c, r, str(level)) for (r, c), level, eaten in rows if not eaten]
+        pairs = zip(state.position, state.level, strict=True)
+        agents = [Point("agent", c, r, str(level)) for (r, c), level in pairs]
+        return board(self.size, self.size, [*food, *agents])
 
 
 # --------------------------------------------------------------------------------------------------

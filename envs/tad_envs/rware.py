@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from tad_envs.scene import Point, Scene, board
 from tad_envs.struct import lookup, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, TimeStep
 
@@ -345,6 +346,23 @@ class Warehouse:
         parts = [self._places(state), self._facing(state), state.carrying, state.carries_wanted]
         parts += [state.stored, state.wanted]
         return jnp.concatenate([part.astype(jnp.float32).reshape(-1) for part in parts])
+
+    def scene(self, state: Floor) -> Scene:
+        """Shelves, requested ones in their colour, goals, and robots with where they look."""
+        (rows, columns), places, goals = self._layout.shape, self._layout.places, self._layout.goals
+        cells = zip(places, state.stored, state.wanted, strict=True)
+        shelves = [
+            Point("requested" if wanted else "shelf", cell % columns, cell // columns)
+            for cell, stored, wanted in cells
+            if stored
+        ]
+        exits = [Point("goal", goal % columns, goal // columns) for goal in goals]
+        robots = []
+        for (r, c), looks, carries, wanted in zip(*state[:4], strict=True):
+            if carries:
+                shelves.append(Point("requested" if wanted else "shelf", c, r, radius=0.45))
+            robots.append(Point("agent", c, r, "↑→↓←"[looks]))
+        return board(rows, columns, [*exits, *shelves, *robots])
 
 
 # --------------------------------------------------------------------------------------------------

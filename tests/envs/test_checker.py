@@ -128,7 +128,7 @@ class Restarting(Spread):
 
 
 def test_a_step_that_resets_is_named():
-    with pytest.raises(ValueError, match="after the clock ran out is not over"):
+    with pytest.raises(ValueError, match="as if it began anew"):
         check(Restarting(horizon=2))
 
 
