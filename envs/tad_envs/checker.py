@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tad_envs import finite
-from tad_envs.struct import require
+from tad_envs.struct import AnyArray, require
 from tad_envs.types import Environment, Observation, Spec, TimeStep
 
 _EPISODES = 8
@@ -38,7 +38,8 @@ def check(env: Environment, key: jax.Array | None = None, steps: int | None = No
     one-hot features; a legal action for every agent alive; finite numbers, also past the end;
     ``terminated`` and ``truncated`` exclusive, and one of them within the horizon; no step that
     begins anew by itself; no call back to the host; determinism in the key; ``vmap`` equal to a loop;
-    and for finite games ``starts``, ``outcomes`` and ``observe`` consistent with ``reset`` and ``step``.
+    and for finite games ``starts``, ``outcomes`` and ``observe`` consistent with ``reset`` and
+    ``step``.
 
     Args:
         env: the environment, a pytree.
@@ -244,8 +245,8 @@ def _check_ends(who: str, spec: Spec, step: TimeStep, steps: int) -> None:
         )
 
 
-def _check_stays_over(who: str, over: np.ndarray, truncated: np.ndarray, horizon: int) -> None:
-    """What resets itself is over again only a horizon later; of agents in turn the last one's step is."""
+def _check_stays_over(who: str, over: AnyArray, truncated: AnyArray, horizon: int) -> None:
+    """What resets itself is over again only a horizon later; agents in turn end by the last one's."""
     for t in range(over.shape[1] - horizon + 1):
         following = over[truncated[:, t], t + 1 : t + horizon]
         again = following.any(axis=1).all() or horizon == 1
