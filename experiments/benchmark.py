@@ -1,9 +1,8 @@
 """Methods on tasks, beside what was published: one table, learning curves, and who beats whom.
 
-    python experiments/benchmark.py                          # what a CPU can do in an hour or two
-    python experiments/benchmark.py --suite mpe --methods ippo,qmix --seeds 4
-    python experiments/benchmark.py --suite mpe --methods all --steps 2000000
-    python experiments/benchmark.py --suite smax             # for an accelerator; also: rware, lbf
+    python experiments/benchmark.py                          # particles: about an hour on a CPU
+    python experiments/benchmark.py --suite lbf --methods ippo,vdn --seeds 4
+    python experiments/benchmark.py --suite mpe --tasks spread --methods all --steps 2000000
 
 Suites, budgets, settings, published figures and bars are in `tasks.py`. Each method and task is one
 program for all seeds. A run that was cut off is continued where it stood, and one that is complete is
@@ -151,7 +150,7 @@ def parsed() -> argparse.Namespace:
     if not options.tasks:
         parser.error(f"no task; the suite has: {', '.join(t.env for t in SUITES[options.suite])}")
     if options.methods:
-        every = jt.algorithms()
+        every = [name for name in jt.algorithms() if jt.algorithm(name).family != "offline"]
         options.methods = every if options.methods == "all" else options.methods.split(",")
         for name in set(options.methods) - set(every):
             parser.error(f"unknown method {name!r}; known: {', '.join(every)}")

@@ -54,10 +54,19 @@ LONGER_ITERATIONS = 500
 
 METHODS = ("ippo", "mappo", "iql", "vdn", "qmix", "tad_ppo")
 VALUE = ("iql", "vdn", "qmix")
+TOLD = {"ctds", "copa"} | {
+    name for name in jt.algorithms() if jt.algorithm(name).fixed.get("information", "local") != "local"
+}
 FIELD = [
-    name for name in jt.algorithms() if name not in METHODS and "discrete" in jt.algorithm(name).actions
+    name
+    for name in jt.algorithms()
+    if name not in METHODS
+    and name not in TOLD
+    and "discrete" in jt.algorithm(name).actions
+    and jt.algorithm(name).family != "offline"
 ]
-"""Every other method, with its own defaults, fewer seeds and fewer games."""
+"""Every other method that plays, with its own defaults, fewer seeds and fewer games; not those whose
+agents are told of the state, which tells nothing in games of one step."""
 FIELD_SEEDS = 8
 FIELD_GAMES = ("matrix/tad", "matrix/climbing", "matrix/penalty/k=-100", "matrix/qtran")
 FIELD_STEPS = {"qplex": VALUE_STEPS}

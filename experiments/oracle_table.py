@@ -216,7 +216,11 @@ def main() -> None:
     ]
     print(report.table(oracles, path=OUT / "oracles.csv"), flush=True)
 
-    known = [name for name in jt.algorithms() if "discrete" in METHODS[name].actions]
+    known = [
+        name
+        for name in jt.algorithms()
+        if "discrete" in METHODS[name].actions and METHODS[name].family != "offline"
+    ]
     rows, outcomes = [], []
     for name in os.environ.get("METHODS", ",".join(known)).split(","):
         wide = "initial_logits" in leaf_fields(METHODS[name].config)

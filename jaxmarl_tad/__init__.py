@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxmarl_tad.algorithms import algorithm, algorithms, config
+    from jaxmarl_tad.dataset import Dataset
     from jaxmarl_tad.distill import distill
     from jaxmarl_tad.evaluate import score
     from jaxmarl_tad.export import export
-    from jaxmarl_tad.resume import load, resume
+    from jaxmarl_tad.quality import by_return, mix
+    from jaxmarl_tad.record import record
+    from jaxmarl_tad.resume import checkpoints, load, resume
     from jaxmarl_tad.run import Job, Trained, evaluate, prepare, run
     from jaxmarl_tad.selective import selective
+    from jaxmarl_tad.storage import load_data, save_data
     from jaxmarl_tad.sweep import Member, sweep
     from jaxmarl_tad.train import train
     from jaxmarl_tad.types import Algorithm, Policy, Transition
@@ -24,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Algorithm",
+    "Dataset",
     "Environment",
     "Job",
     "Member",
@@ -32,16 +37,22 @@ __all__ = [
     "Transition",
     "algorithm",
     "algorithms",
+    "by_return",
+    "checkpoints",
     "config",
     "distill",
     "environments",
     "evaluate",
     "export",
     "load",
+    "load_data",
     "make",
+    "mix",
     "prepare",
+    "record",
     "resume",
     "run",
+    "save_data",
     "score",
     "selective",
     "solve",
@@ -51,12 +62,16 @@ __all__ = [
 
 _HOMES = {
     "jaxmarl_tad.algorithms": ("algorithm", "algorithms", "config"),
+    "jaxmarl_tad.dataset": ("Dataset",),
     "jaxmarl_tad.distill": ("distill",),
     "jaxmarl_tad.evaluate": ("score",),
     "jaxmarl_tad.export": ("export",),
-    "jaxmarl_tad.resume": ("load", "resume"),
+    "jaxmarl_tad.quality": ("by_return", "mix"),
+    "jaxmarl_tad.record": ("record",),
+    "jaxmarl_tad.resume": ("checkpoints", "load", "resume"),
     "jaxmarl_tad.run": ("Job", "Trained", "evaluate", "prepare", "run"),
     "jaxmarl_tad.selective": ("selective",),
+    "jaxmarl_tad.storage": ("load_data", "save_data"),
     "jaxmarl_tad.sweep": ("Member", "sweep"),
     "jaxmarl_tad.train": ("train",),
     "jaxmarl_tad.types": ("Algorithm", "Policy", "Transition"),

@@ -3,9 +3,9 @@
 A checkpoint is the state of every member (parameters, optimiser, replay, environments), the curves so
 far, and a JSON record with the name, type and shape of each array. It holds no keys: they
 derive from the seed and the number of the iteration. Writing is atomic and done before the next chunk
-begins, so that an error is told where it happened; the newest two are kept, so that one that cannot be
-read leaves one that can. Beside each lies a list of its files with their checksums, because not every
-damage to them would be noticed by reading.
+begins, so that an error is told where it happened; the newest two or more are kept, so that one that
+cannot be read leaves one that can. Beside each lies a list of its files with their checksums, because
+not every damage to them would be noticed by reading.
 """
 
 import json
@@ -20,7 +20,7 @@ import numpy as np
 from jaxmarl_tad.config import require
 from jaxmarl_tad.types import State
 
-_KEPT = 2
+KEPT = 2
 
 
 class Restored(NamedTuple):
@@ -37,14 +37,14 @@ class Damaged(Exception):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in ``folder``, by the number of iterations done."""
+    """The newest checkpoints of one run, in ``folder``, by the number of iterations done."""
 
-    def __init__(self, folder: pathlib.Path) -> None:
+    def __init__(self, folder: pathlib.Path, kept: int = KEPT) -> None:
         import orbax.checkpoint as ocp  # 0.6 s to import, so only where something is saved
 
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.folder, self.ocp = folder.resolve(), ocp
-        options = ocp.CheckpointManagerOptions(max_to_keep=_KEPT, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(max_to_keep=kept, enable_async_checkpointing=False)
         self.manager = ocp.CheckpointManager(self.folder, options=options)
         self.damaged: list[tuple[pathlib.Path, str]] = []
         """Where checkpoints that could not be read were put, and why."""
@@ -79,6 +79,19 @@ class Checkpoints:
     def newest(self) -> int | None:
         """The number of iterations of the newest checkpoint, whether or not it can be read."""
         return self.manager.latest_step()
+
+    def numbers(self) -> list[int]:
+        """The numbers of iterations of all checkpoints."""
+        return sorted(self.manager.all_steps())
+
+    def restore_one(self, iteration: int, shapes: State) -> Restored:
+        """The checkpoint of this number. Raises ``ValueError`` if it is missing or damaged."""
+        known = self.numbers()
+        require(iteration in known, f"checkpoint={iteration} does not exist; there are {known}.")
+        try:
+            return self._restore(iteration, shapes)
+        except Damaged as error:
+            raise ValueError(f"checkpoint {iteration} is damaged: {error}.") from error
 
     def restore(self, shapes: State) -> Restored | None:
         """The newest checkpoint that can be read, on the devices; None where there is none.

@@ -91,7 +91,7 @@ def differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     # The digest of all numbers says only that something differs: it counts where nothing else does.
     told = [name for name in names if name.rpartition(".")[2] != "numbers"]
     if names and not told:
-        return ["other numbers in the environment or in the teacher"]
+        return ["other numbers in the environment, the teacher or the data"]
     texts = []
     for name in told:
         label = name

@@ -298,6 +298,63 @@ def learning_curves(
     return _twin(path, header, csv_rows)
 
 
+def histograms(
+    returns: Mapping[str, ArrayLike], path: str | Path, title: str | None = None, bins: int = 30
+) -> Path:
+    """How often episodes of each dataset have each return, one panel below the other.
+
+    Args:
+        returns: For each dataset the returns of its episodes, ``[E]``.
+        path: Where the PNG goes.
+        title: One line above the panels.
+        bins: Equal stretches of the range of all returns; few distinct returns are drawn each apart.
+
+    Returns:
+        The path of the PNG.
+    """
+    require(len(returns) > 0, "histograms: returns is empty.")
+    values = {name: np.asarray(each, float) for name, each in returns.items()}
+    distinct = np.unique(np.concatenate(list(values.values())))
+    if len(distinct) == 1:
+        edges = distinct[0] + np.array([-0.5, 0.5])
+    elif len(distinct) <= bins:
+        middle = (distinct[1:] + distinct[:-1]) / 2
+        thin = 0.2 * np.min(np.diff(distinct))
+        edges = np.unique(np.concatenate([distinct - thin, distinct + thin, middle]))
+    else:
+        edges = np.linspace(distinct[0], distinct[-1], bins + 1)
+    left, right, between, bottom, tall = 0.75, 0.2, 0.42, 0.72, 1.15
+    top = 0.65 if title else 0.35
+    height = top + bottom + len(values) * tall + (len(values) - 1) * between
+    rows: list[list[Any]] = []
+    with _figure(WIDTH, height, path) as figure:
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+        for index, (name, each) in enumerate(values.items()):
+            up = height - top - tall - index * (tall + between)
+            axes = _axes(figure, left, up, WIDTH - left - right, tall)
+            share = np.histogram(each, edges)[0] / len(each)
+            axes.bar(edges[:-1], share, np.diff(edges), align="edge", color=STRONG, linewidth=0)
+            axes.axvline(each.mean(), color=METHODS[1], linewidth=1.2)
+            axes.set_xlim(edges[0], edges[-1])
+            axes.set_title(name, size=8.5, weight="bold", loc="left", pad=4)
+            told = f"{len(each):,} episodes, {each.mean():.4g} ± {each.std():.3g}"
+            axes.set_title(told.replace("-", "−"), size=7.5, color=MUTED, loc="right", pad=4)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+            axes.yaxis.set_major_locator(MaxNLocator(3))
+            axes.tick_params(labelsize=7.5, length=2.5, color=MUTED, labelcolor=MUTED)
+            axes.grid(axis="y", color=FAINT, linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.spines[["left", "bottom"]].set_color(MUTED)
+            if index + 1 == len(values):
+                axes.set_xlabel("return of an episode", size=8, color=MUTED)
+            low, high = edges[:-1], edges[1:]
+            rows += [[name, *row] for row in zip(low, high, share, strict=True)]
+        _frame(figure, title, "Share of the episodes with each return; line: their mean.")
+    return _twin(path, ["dataset", "low", "high", "share"], rows)
+
+
 def gradient_field(
     payoff: ArrayLike,
     path: str | Path,

@@ -6,25 +6,41 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxmarl_tad import folder
+from jaxmarl_tad.checkpoint import Checkpoints
 from jaxmarl_tad.config import require
 from jaxmarl_tad.distill import judged, students
 from jaxmarl_tad.run import Job, Trained, again, execute, read, restored
 
 
-def load(path: str | os.PathLike[str]) -> Trained:
+def load(path: str | os.PathLike[str], *, checkpoint: int | None = None) -> Trained:
     """The run in the folder ``path``, finished or not, as far as its newest checkpoint.
+
+    ``checkpoint`` is another that was kept; see :func:`checkpoints`.
 
     Raises ``ValueError`` if there is no run or no checkpoint, or if it was made from an environment or
     a teacher that only the script that made it can make again.
     """
-    return _with_job(path, lambda job: restored(job, path))
+    return _with_job(path, lambda job: restored(job, path, checkpoint))
+
+
+def checkpoints(path: str | os.PathLike[str]) -> list[int]:
+    """The checkpoints that the run in ``path`` kept, by the number of iterations done.
+
+    The newest two are kept, unless the run was told to ``keep`` more.
+    """
+    folder.about(path)
+    found = Checkpoints(pathlib.Path(path).expanduser() / folder.CHECKPOINTS)
+    try:
+        return found.numbers()
+    finally:
+        found.close()
 
 
 def resume(path: str | os.PathLike[str], **options: Any) -> Trained:
     """Go on with the run in ``path`` from its newest checkpoint; nothing is done if it is finished.
 
     ``options`` are those of :func:`run` that do not change the result: ``progress``, ``save_seconds``,
-    ``shard``, ``wandb``, ``after_chunk``. Raises as :func:`load` and :func:`run` do.
+    ``keep``, ``shard``, ``wandb``, ``after_chunk``. Raises as :func:`load` and :func:`run` do.
     """
     return _with_job(path, lambda job: execute(job, out=path, **options))
 

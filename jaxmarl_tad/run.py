@@ -22,13 +22,16 @@ import jax
 import numpy as np
 
 from jaxmarl_tad import devices, folder, programs
+from jaxmarl_tad.algorithms import Method
 from jaxmarl_tad.algorithms import algorithm as lookup_algorithm
-from jaxmarl_tad.checkpoint import Checkpoints
+from jaxmarl_tad.checkpoint import KEPT, Checkpoints
 from jaxmarl_tad.config import as_dict, differences, leaf_fields
+from jaxmarl_tad.dataset import Dataset, Windows, check_sizes
 from jaxmarl_tad.devices import Shard
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.prng import GENERATORS, Generator
 from jaxmarl_tad.selective import selective
+from jaxmarl_tad.storage import load_data
 from jaxmarl_tad.sweep import Make, Member, Plan, init_members, over_members, product, run_chunk, stack
 from jaxmarl_tad.types import Policy, State
 from tad_envs import Environment, Spec, make, require
@@ -39,6 +42,7 @@ Game = str | Environment | tuple[str | Environment, dict[str, Any]]
 AfterChunk = Callable[[int, State, dict[str, np.ndarray]], None]
 """``after_chunk(number, state, metrics)``: called on the host; the state is read-only and stacked."""
 _NUMBER = np.zeros((), np.int32)
+_ALL = 2**31 - 1
 Wandb = Literal["off", "offline", "online"]
 
 
@@ -56,6 +60,8 @@ class Job:
     plan: Plan
     recipe: dict[str, Any] | None
     """What the job was made from, as JSON holds it; None if it cannot be written down."""
+    windows: Windows | None = None
+    """Of a dataset that is larger than it may be, the part to learn from in each chunk."""
 
     @property
     def spec(self) -> Spec:
@@ -64,8 +70,8 @@ class Job:
 
     @property
     def chunk_steps(self) -> int:
-        """Environment steps of one member in one chunk."""
-        return self.plan.iterations // self.plan.evaluations * self.config.envs * self.config.steps
+        """Environment steps of one member in one chunk; gradient steps if it learns from data."""
+        return self.plan.iterations // self.plan.evaluations * steps_of(self.config)
 
     @property
     def steps(self) -> np.ndarray:
@@ -184,8 +190,9 @@ class Trained:
 
 def run(
     algorithm: str,
-    env: Game | list[Game],
+    env: Game | list[Game] | Dataset,
     *,
+    eval_env: Game | None = None,
     seeds: int | Sequence[int] = 1,
     config: Any = None,
     evaluations: int = 10,
@@ -196,6 +203,7 @@ def run(
     wandb: Wandb = "off",
     wandb_members: bool = False,
     save_seconds: float = 30.0,
+    keep: int = KEPT,
     progress: bool | None = None,
     after_chunk: AfterChunk | None = None,
     **fields: Any,
@@ -204,7 +212,9 @@ def run(
 
     Args:
         algorithm: A name from :func:`jaxmarl_tad.algorithms`.
-        env: A game or a list of games of equal sizes: they run in one program.
+        env: A game or a list of games of equal sizes: they run in one program. For methods that learn
+            from recorded experience, the dataset.
+        eval_env: Where what was learned from a dataset is evaluated; where it was recorded by default.
         seeds: ``64`` means 0..63; a list gives the values.
         config: A config to start from; the method's defaults unless given.
         evaluations: How often the greedy policy is evaluated, at equal distances, ending at the end.
@@ -215,6 +225,7 @@ def run(
         wandb: Whether results are also given to Weights & Biases, and whether over the network.
         wandb_members: One run there for every member, instead of one for every setting.
         save_seconds: Least time between two checkpoints; the first and the last are always written.
+        keep: How many of the newest checkpoints are kept, at least two.
         progress: Print a progress line; by default where there is a terminal.
         after_chunk: Called on the host after each evaluation.
         **fields: Config fields. A list of values for a ``Real`` field is a sweep; a tuple is one value.
@@ -230,6 +241,7 @@ def run(
     job = prepare(
         algorithm,
         env,
+        eval_env=eval_env,
         seeds=seeds,
         config=config,
         evaluations=evaluations,
@@ -244,6 +256,7 @@ def run(
         wandb=wandb,
         wandb_members=wandb_members,
         save_seconds=save_seconds,
+        keep=keep,
         progress=progress,
         after_chunk=after_chunk,
     )
@@ -251,8 +264,9 @@ def run(
 
 def prepare(
     algorithm: str,
-    env: Game | list[Game],
+    env: Game | list[Game] | Dataset,
     *,
+    eval_env: Game | None = None,
     seeds: int | Sequence[int] = 1,
     config: Any = None,
     evaluations: int = 10,
@@ -265,7 +279,12 @@ def prepare(
     Only ``sharing="selective"`` is found out on a device, and is an assignment from here on.
     """
     method = lookup_algorithm(algorithm)
+    data = _source(method, env, eval_env)
+    windows = Windows(data) if data is not None and data.limit else None
+    source = data if windows is None else windows(0)
     given: Any = env if isinstance(env, list) else [env]
+    if data is not None:
+        given = [data.env if eval_env is None else eval_env]
     games = [as_game(game) for game in given]
     require(bool(games), "env=[] holds no environment; give at least one.")
     sweeps = {name: value for name, value in fields.items() if isinstance(value, list)}
@@ -291,8 +310,10 @@ def prepare(
             require(not both, f"{', '.join(both)} cannot be swept and also be given by {game.name!r}.")
             settings = {**common, **combination, **own}
             resolved = method.resolved(method.settings(**_arrays(settings)), game.spec)
+            if data is not None:
+                check_sizes(data, game.spec, game.name)
             for seed in seed_list(seeds):
-                members.append(Member(resolved, game, game, seed))
+                members.append(Member(resolved, game if source is None else source, game, seed))
                 rows.append({"env": game.name, "seed": seed, **combination})
     recipe = {
         "stage": "run",
@@ -302,7 +323,7 @@ def prepare(
         "sweeps": {name: list(values) for name, values in sweeps.items()},
         "fields": common,
     }
-    return as_job(
+    job = as_job(
         algorithm,
         method.make,
         stack(members),
@@ -311,8 +332,45 @@ def prepare(
         evaluations=evaluations,
         episodes=episodes,
         prng=prng,
-        recipe=recipe,
+        recipe=_with_data(recipe, data),
     )
+    return job if windows is None else dataclasses.replace(job, windows=windows)
+
+
+def _with_data(recipe: dict[str, Any], data: Dataset | None) -> dict[str, Any] | None:
+    """The recipe with the folder of the dataset; None if it lies in no folder."""
+    if data is None:
+        return recipe
+    return recipe | {"data": data.path, "limit": data.limit or None} if data.path else None
+
+
+def _source(method: Method, env: Any, eval_env: Any) -> Dataset | None:
+    """The dataset to learn from, for a method that learns from one; refuses what cannot be."""
+    offline = method.family == "offline"
+    if not offline:
+        told = f"{method.name} learns in an environment"
+        require(not isinstance(env, Dataset), f"{told}, not from the dataset {_named(env)!r}.")
+        require(eval_env is None, f"{told} and is evaluated there; eval_env= is for datasets.")
+        return None
+    require(
+        isinstance(env, Dataset),
+        f"{method.name} learns from a dataset, not from {_named(env)!r}; record one, and name the "
+        "environment as eval_env=....",
+    )
+    require(
+        bool(env.env) or eval_env is not None,
+        f"dataset {env.name!r} does not say where it was recorded; give eval_env=....",
+    )
+    return env
+
+
+def _named(thing: Any) -> str:
+    return thing if isinstance(thing, str) else str(getattr(thing, "name", type(thing).__name__))
+
+
+def steps_of(config: Any) -> int:
+    """Environment steps of one iteration; 1, a gradient step, where none are taken."""
+    return getattr(config, "envs", 1) * getattr(config, "steps", 1)
 
 
 def grouped(fields: dict[str, Any], games: Sequence[Environment]) -> dict[str, Any]:
@@ -349,7 +407,7 @@ def as_job(
         require(whole and value >= 1, f"{key}={value!r} must be a positive integer.")
     require(prng in GENERATORS, f"prng={prng!r} is not valid; expected {' or '.join(GENERATORS)}.")
     require(config.total_steps >= 1, f"total_steps={config.total_steps} must be positive.")
-    iterations = max(1, round(config.total_steps / (config.envs * config.steps)))
+    iterations = max(1, round(config.total_steps / steps_of(config)))
     each = {"evaluations": evaluations, "episodes": episodes, "prng": prng}
     evaluations = min(evaluations, iterations)
     iterations = math.ceil(iterations / evaluations) * evaluations
@@ -384,9 +442,14 @@ def again(recipe: dict[str, Any]) -> Job:
     """The job that ``recipe`` was written from."""
     known = read(recipe)
     games: Any = [(game, own) for game, own in known["games"]]
+    source = games
+    given: dict[str, Any] = {}
+    if "data" in known:
+        source, given["eval_env"] = load_data(known["data"], limit=known["limit"]), games[0]
     return prepare(
         known["algorithm"],
-        games,
+        source,
+        **given,
         seeds=known["seeds"],
         evaluations=known["evaluations"],
         episodes=known["episodes"],
@@ -404,6 +467,7 @@ def execute(
     wandb: Wandb = "off",
     wandb_members: bool = False,
     save_seconds: float = 30.0,
+    keep: int = KEPT,
     progress: bool | None = None,
     after_chunk: AfterChunk | None = None,
 ) -> Trained:
@@ -411,8 +475,10 @@ def execute(
     require(wandb in ("off", "offline", "online"), f"wandb={wandb!r} must be off, offline or online.")
     require(wandb == "off" or out is not None, f"wandb={wandb!r} needs out=..., a folder to write to.")
     require(save_seconds >= 0, f"save_seconds={save_seconds!r} must not be negative.")
-    with contextlib.nullcontext() if out is None else _Record(job, out, save_seconds) as record:
-        mesh = devices.layout(len(job.rows), job.config.envs, shard)
+    require(keep >= KEPT, f"keep={keep!r} must be at least {KEPT}.")
+    recording = contextlib.nullcontext() if out is None else _Record(job, out, save_seconds, keep)
+    with recording as record:
+        mesh = devices.layout(len(job.rows), getattr(job.config, "envs", 1), shard)
         stacked = devices.place(job.stacked, mesh)
         state = None if record is None else record.restore(_shapes(job.plan, stacked, mesh), mesh)
         if record is not None and len(record.curves) == job.plan.evaluations:
@@ -439,7 +505,7 @@ def execute(
             )
         if record is not None:
             record.begin(wandb, wandb_members, mesh, shard)
-        return _train(job, program, stacked, state, record, progress, after_chunk)
+        return _train(job, program, stacked, state, mesh, record, progress, after_chunk)
 
 
 def _built_before(program: programs.Program) -> programs.Program:
@@ -452,6 +518,7 @@ def _train(
     program: programs.Program,
     stacked: Member,
     state: State,
+    mesh: Any,
     record: "_Record | None",
     progress: bool | None,
     after_chunk: AfterChunk | None,
@@ -472,6 +539,9 @@ def _train(
 
     with _Stop(record is not None) as stop:
         for i in range(len(curves), job.plan.evaluations):
+            if job.windows is not None:  # fetched while the chunk before is still running
+                now = job.stacked._replace(source=job.windows(i))
+                stacked = devices.place(now, mesh)
             state, metrics = program.call(stacked, state, np.asarray(i, np.int32))
             in_flight.append(metrics)
             if after_chunk is not None:
@@ -497,11 +567,15 @@ def _train(
     return Trained(job, state, folder.stacked(curves), timing, record and record.folder)
 
 
-def restored(job: Job, path: str | os.PathLike[str]) -> Trained:
-    """The run in ``path``, as far as it got; refuses what is not a checkpoint of ``job``."""
-    with _Record(job, path, 0.0) as record:
-        mesh = devices.layout(len(job.rows), job.config.envs)
-        state = record.restore(_shapes(job.plan, devices.place(job.stacked, mesh), mesh), mesh)
+def restored(job: Job, path: str | os.PathLike[str], checkpoint: int | None = None) -> Trained:
+    """The run in ``path``, as far as it got, or as it was at an earlier checkpoint that was kept.
+
+    Refuses what is not a checkpoint of ``job``.
+    """
+    with _Record(job, path, 0.0, _ALL) as record:
+        mesh = devices.layout(len(job.rows), getattr(job.config, "envs", 1))
+        shapes = _shapes(job.plan, devices.place(job.stacked, mesh), mesh)
+        state = record.restore(shapes, mesh, checkpoint)
         require(
             state is not None, f"{str(path)!r} holds no checkpoint yet; `tad resume` goes on with it."
         )
@@ -534,7 +608,7 @@ class _Record:
     In a job of several processes all take part in checkpoints and the first one writes the files.
     """
 
-    def __init__(self, job: Job, out: str | os.PathLike[str], save_seconds: float) -> None:
+    def __init__(self, job: Job, out: str | os.PathLike[str], save_seconds: float, keep: int) -> None:
         self.job, self.save_seconds, self.timing = job, save_seconds, {}
         self.shown = str(out)
         self.folder = pathlib.Path(out).expanduser().resolve()
@@ -549,7 +623,7 @@ class _Record:
             refusal = error
         if not devices.agreed(refusal is None):
             raise refusal or ValueError(f"the first process refused {self.shown!r}; it says why.")
-        self.checkpoints = Checkpoints(self.folder / folder.CHECKPOINTS)
+        self.checkpoints = Checkpoints(self.folder / folder.CHECKPOINTS, keep)
         self.tracker: Any = None
         self.last_save = -math.inf
 
@@ -577,9 +651,12 @@ class _Record:
         """Each evaluation so far."""
         return self.files.curves
 
-    def restore(self, shapes: State, mesh: Any) -> State | None:
-        """The state of the newest readable checkpoint on the devices; also sets ``curves``."""
-        found = self.checkpoints.restore(shapes)
+    def restore(self, shapes: State, mesh: Any, checkpoint: int | None = None) -> State | None:
+        """The state of a checkpoint, the newest readable one, on the devices; also sets ``curves``."""
+        if checkpoint is None:
+            found = self.checkpoints.restore(shapes)
+        else:
+            found = self.checkpoints.restore_one(checkpoint, shapes)
         for aside, reason in self.checkpoints.damaged:
             text = f"checkpoint {aside.name.removeprefix('damaged-')} is damaged ({reason})"
             went = "at the start" if found is None else f"with checkpoint {found.iteration}"

@@ -122,8 +122,8 @@ MUTANTS = [
     Mutant(
         "memory is reset one step late",
         "jaxmarl_tad/rollout.py",
-        "return over_devices(Actors(env_state, observation, actors.memory, ended)), transition",
-        "return Actors(env_state, observation, actors.memory, actors.first), transition",
+        "return (over_devices(Actors(env_state, observation, actors.memory, ended)), used), transition",
+        "return (Actors(env_state, observation, actors.memory, actors.first), used), transition",
         f"{COMPILED} -k rollout_equals_and_iql",
     ),
     Mutant(
@@ -136,9 +136,9 @@ MUTANTS = [
     Mutant(
         "the final observation is the next episode's",
         "jaxmarl_tad/rollout.py",
-        "return over_devices(Actors(env_state, observation, actors.memory, ended)), transition",
-        "transition = transition._replace(next=observation)\n"
-        "        return over_devices(Actors(env_state, observation, actors.memory, ended)), transition",
+        "return (over_devices(Actors(env_state, observation, actors.memory, ended)), used), transition",
+        "transition = transition._replace(next=observation)\n        "
+        "return (over_devices(Actors(env_state, observation, actors.memory, ended)), used), transition",
         "tests/unit -k rollout",
     ),
     Mutant(
@@ -172,8 +172,8 @@ MUTANTS = [
     Mutant(
         "agents act on their neighbour's view",
         Q,
-        "return jax.vmap(view)(observation.agents, agents)",
-        "return jax.vmap(view)(jnp.roll(observation.agents, 1, axis=0), agents)",
+        "rows = jax.vmap(view)(observation.agents, agents)",
+        "rows = jax.vmap(view)(jnp.roll(observation.agents, 1, axis=0), agents)",
         f"{PROBES} -k policy_is_found_and_both_and_vdn",
     ),
     Mutant(

@@ -298,4 +298,5 @@ def test_the_game_that_never_ends_is_played_for_its_reward(method):
 
 def test_every_method_of_the_family_is_here():
     own = [row for row in METHODS.values() if row.family == "value"]
-    assert {row.name for row in own if row.execution == "decentralised"} == set(FIELD)
+    apart = {"ctds"}  # students, which are tested with their teacher
+    assert {row.name for row in own if row.execution == "decentralised"} - apart == set(FIELD)

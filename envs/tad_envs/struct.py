@@ -6,7 +6,8 @@ One rule decides what a field is:
   values is ``vmap`` over one compiled program;
 * annotated ``Nested[...]``: a pytree of its own (an environment inside a wrapper), whose leaves are
   leaves of the record;
-* ``name``: host-side only. It never reaches a program and never causes a second one;
+* ``name``, and what a class lists as ``host_fields``: host-side only. They never reach a program nor
+  cause a second one;
 * anything else: *static*, a part of the program.
 """
 
@@ -33,6 +34,8 @@ AnyArray = jax.Array | np.ndarray
 _T = TypeVar("_T")
 _HOST_FIELDS = ("name",)
 _PYTREE = "pytree"
+_MOST = 24
+"""Names that an error lists."""
 
 Nested = Annotated[_T, _PYTREE]
 """A field that is itself a pytree, e.g. the environment that a wrapper holds."""
@@ -50,6 +53,9 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=3, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(repr(c) for c in close)}?"
+    if len(choices) > _MOST:
+        some = ", ".join(choices[:: -(-len(choices) // _MOST)])
+        return f"expected one of {len(choices)} names, such as: {some}."
     return f"expected one of: {', '.join(choices)}."
 
 
@@ -105,8 +111,8 @@ def struct(cls: type[_T]) -> type[_T]:
     jax.tree_util.register_dataclass(
         made,
         data_fields=leaves,
-        meta_fields=[n for n in names if n not in leaves and n not in _HOST_FIELDS],
-        drop_fields=[n for n in names if n in _HOST_FIELDS],
+        meta_fields=[n for n in names if n not in leaves and n not in _host_fields(made)],
+        drop_fields=[n for n in names if n in _host_fields(made)],
     )
     return made
 
@@ -126,7 +132,12 @@ def leaf_fields(cls: type) -> tuple[str, ...]:
 
 def static_fields(cls: type) -> tuple[str, ...]:
     """Names of the fields of a :func:`struct` class that are part of the program."""
-    return tuple(n for n, hint in _hints(cls).items() if not _is_leaf(hint) and n not in _HOST_FIELDS)
+    host = _host_fields(cls)
+    return tuple(n for n, hint in _hints(cls).items() if not _is_leaf(hint) and n not in host)
+
+
+def _host_fields(cls: type) -> tuple[str, ...]:
+    return _HOST_FIELDS + getattr(cls, "host_fields", ())
 
 
 def to_plain(value: Any) -> Any:
@@ -190,6 +201,13 @@ def _check_fields(record: Any) -> None:
             raise ValueError(f"{owner}: {name}={value!r} {problem}")
 
 
+def _fits(dtype: np.dtype, hint: Any) -> bool:
+    """Whether a leaf may have this type: numbers, and truth values where it is annotated so."""
+    kinds = [hint, *typing.get_args(hint)]
+    truth = dtype.kind == "b" and any("bool" in getattr(kind, "dtypes", ()) for kind in kinds)
+    return truth or bool(np.issubdtype(dtype, np.number))
+
+
 def _problem(value: Any, hint: Any) -> str | None:
     """What is wrong with ``value`` for a field annotated ``hint``, or None."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
@@ -198,7 +216,7 @@ def _problem(value: Any, hint: Any) -> str | None:
             return None if type(None) in args else "must be a number, not None."
         if isinstance(value, (str, bool, list, tuple, dict)):
             return f"must be a number or an array, not a {type(value).__name__}."
-        if concrete(value) and not np.issubdtype(np.asarray(value).dtype, np.number):
+        if concrete(value) and not _fits(np.asarray(value).dtype, hint):
             return "must be numeric."
         return None
     if origin is Literal:

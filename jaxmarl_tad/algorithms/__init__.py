@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxmarl_tad.algorithms.deterministic import ddpg
 from jaxmarl_tad.algorithms.joint import annealed, ar_ppo, mackrl, magpo, mat, sable, tad_ppo
+from jaxmarl_tad.algorithms.offline import bc, bcq, conservative, icq, iddpg, omiga
 from jaxmarl_tad.algorithms.policy import actor_critic, coma, happo, hatrpo, pareto_ac, ppo
-from jaxmarl_tad.algorithms.value import pqn, q_learning, qtran, tad_dqn
+from jaxmarl_tad.algorithms.value import copa, ctds, pqn, q_learning, qtran, tad_dqn
 from jaxmarl_tad.config import concrete, config_of
 from jaxmarl_tad.sharing import check_assignment
 from jaxmarl_tad.sweep import Make
@@ -27,7 +28,7 @@ class Method(NamedTuple):
     """Values of config fields that depend on the environment's sizes; refuses what cannot be."""
     fixed: dict[str, Any]
     """The config fields that make this name this method."""
-    family: Literal["policy", "value", "joint", "deterministic", "sequence"]
+    family: Literal["policy", "value", "joint", "deterministic", "sequence", "offline"]
     execution: Literal["decentralised", "centralised"]
     paper: str
     actions: tuple[str, ...] = ("discrete",)
@@ -77,8 +78,18 @@ class Method(NamedTuple):
 
 
 BOTH = ("discrete", "continuous")
+NUMBERS = ("continuous",)
 
 _ROWS = (
+    # Relatives of PTDE: students who learn with their teacher, and agents whom a coach tells.
+    Method(
+        "ctds", ctds.make, ctds.Config, ctds.resolve, {},
+        "value", "decentralised", "Zhao et al. 2022",
+    ),
+    Method(
+        "copa", copa.make, copa.Config, copa.resolve, {},
+        "value", "centralised", "Liu et al. 2021",
+    ),
     # Agents that are told of the global state, for their students: unified (GIU) or personalised (GIP).
     Method(
         "mappo_giu", ppo.make, ppo.Config, ppo.resolve,
@@ -259,6 +270,59 @@ _ROWS = (
     Method(
         "magpo", magpo.make, magpo.Config, magpo.resolve, {},
         "joint", "decentralised", "Li et al. 2025", actions=BOTH,
+    ),
+    # From recorded experience.
+    Method(
+        "omiga", omiga.make, omiga.Config, omiga.resolve, {},
+        "offline", "decentralised", "Wang et al. 2023", actions=BOTH,
+    ),
+    Method(
+        "bc", bc.make, bc.Config, bc.resolve, {},
+        "offline", "decentralised", "Pomerleau 1989", actions=BOTH,
+    ),
+    Method(
+        "icq", icq.make, icq.Config, icq.resolve, {},
+        "offline", "decentralised", "Yang et al. 2021", actions=BOTH,
+    ),
+    Method(
+        "bcq_ma", bcq.make, bcq.Config, bcq.resolve, {},
+        "offline", "decentralised", "Fujimoto et al. 2019; Wang et al. 2023",
+    ),
+    Method(
+        "iql_cql", conservative.make, conservative.Config, conservative.resolve,
+        {"mixer": "none", "penalty": "own"},
+        "offline", "decentralised", "Kumar et al. 2020; Formanek et al. 2024",
+    ),
+    Method(
+        "qmix_cql", conservative.make, conservative.Config, conservative.resolve,
+        {"mixer": "qmix", "penalty": "sampled"},
+        "offline", "decentralised", "Formanek et al. 2024",
+    ),
+    Method(
+        "cfcql", conservative.make, conservative.Config, conservative.resolve,
+        {"mixer": "qmix", "penalty": "counterfactual"},
+        "offline", "decentralised", "Shao et al. 2023",
+    ),
+    Method(
+        "cql_ma", conservative.make, conservative.Config, conservative.resolve,
+        {"mixer": "linear", "penalty": "own"},
+        "offline", "decentralised", "Kumar et al. 2020; Wang et al. 2023",
+    ),
+    Method(
+        "iddpg_bc", iddpg.make, iddpg.Config, iddpg.resolve, {"form": "bc", "critic": "local"},
+        "offline", "decentralised", "Fujimoto & Gu 2021; Formanek et al. 2024", actions=NUMBERS,
+    ),
+    Method(
+        "iddpg_cql", iddpg.make, iddpg.Config, iddpg.resolve, {"form": "cql", "critic": "local"},
+        "offline", "decentralised", "Kumar et al. 2020; Pan et al. 2022", actions=NUMBERS,
+    ),
+    Method(
+        "maddpg_cql", iddpg.make, iddpg.Config, iddpg.resolve, {"form": "cql", "critic": "state"},
+        "offline", "decentralised", "Formanek et al. 2024", actions=NUMBERS,
+    ),
+    Method(
+        "omar", iddpg.make, iddpg.Config, iddpg.resolve, {"form": "omar", "critic": "local"},
+        "offline", "decentralised", "Pan et al. 2022", actions=NUMBERS,
     ),
 )  # fmt: skip
 

@@ -25,6 +25,8 @@ HELP = """tad: end-to-end vectorised training for cooperative multi-agent reinfo
   tad resume DIR                        go on where a run stopped
   tad eval DIR                          evaluate again, on more episodes or elsewhere
   tad distill DIR out=DIR2              decentralised students of a run
+  tad record DIR out=DIR2               a dataset of a run's episodes, or of random ones
+  tad data info|mix|split DIR...        what datasets hold; mixtures, and parts by return
   tad plot DIR...                       learning curves of runs
   tad play ENV --policy P out=F.gif     an episode as an animated picture
   tad export DIR path=DIR2              a policy for use without this package
@@ -127,12 +129,18 @@ def run(words: "Words") -> int:
     """tad run METHOD ENV... key=value... [@DIR/config.json] [--plan[=memory]] [--shard i/n].
 
       tad run ippo hallway length=2,3 lr=1e-4,3e-4 seeds=8 out=runs/first
+      tad run omiga data=data/hallway alpha=0.1,1
       tad run pipeline tad_ppo hallway distill.memory=gru
 
+    A method that learns from recorded experience takes data=DIR (several make programs); it is
+    evaluated in the environment that is named, by default where the data was recorded. limit=BYTES
+    is how much of it is held in memory; of a larger one, another part is learned from after each
+    evaluation.
+
     A key is a field of the method's config, a parameter of the environment, or one of: seeds,
-    evaluations, episodes, prng, out, shard_over, wandb, wandb_members, save_seconds. What both config
-    and environment know is the config's; the environment's is written env.KEY. `tad list NAME` shows
-    the fields. The order of keys never matters.
+    evaluations, episodes, prng, out, shard_over, wandb, wandb_members, save_seconds, keep. What both
+    config and environment know is the config's; the environment's is written env.KEY. `tad list NAME`
+    shows the fields. The order of keys never matters.
 
     Several values are a sweep: a number becomes an axis of one vmapped program; a field that is part
     of the program, or changes the environment's sizes, makes more programs. Tuples are written
@@ -241,6 +249,59 @@ def distill(words: "Words") -> int:
     return work.in_folder(chains, pathlib.Path(out) if out else default, None, many=many)
 
 
+def record(words: "Words") -> int:
+    """tad record DIR|random [ENV] [out=DIR2] key=value...
+
+      tad record runs/first explore=0.1 episodes=5000 out=data/medium label=medium
+      tad record random hallway out=data/random
+      tad record runs/first checkpoint=all explore=sample out=data/replay label=medium-replay
+
+    Whole episodes of a run's policy, or of uniform random legal actions, as a dataset. A recording that
+    was stopped goes on when the same is asked for again; a finished one is never written over.
+
+      episodes=1000      how many in all
+      explore=greedy     or sample, as it explored while it learned; or a number: the chance of a random
+                         action, or the deviation of normal noise in units of half the actions' range
+      member=best        or all members for equal shares, or the number of one
+      checkpoint=newest  or all that the run kept (tad run ... keep=10 save_seconds=0), or one's number
+      env=ENV            where to act, unless where it was trained
+      seed=0 label=TEXT
+    """
+    from jaxmarl_tad.cli import datasets
+
+    _at_most(words, 2, "record")
+    if not words.names:
+        raise ValueError("tad record needs a run or 'random': tad record DIR out=DIR2.")
+    return datasets.record(words)
+
+
+def data_(words: "Words") -> int:
+    """tad data info DIR... [out=figures], tad data mix DIR... out=DIR2, tad data split DIR out=DIR2.
+
+    info    counts, returns, coverage (unique pairs of state and joint action as a share of steps),
+            and for few discrete actions their entropy and total correlation given the state; draws
+            the returns as PNG and CSV into DIR/figures, or figures/ for several
+    mix     the episodes of all; or shares=0.5,0.5 of them, episodes=1000 in all, with seed=0 and
+            label=TEXT
+    split   by return into parts=3 of equal numbers of episodes, or at=5,10; as DIR2/poor,
+            DIR2/medium and DIR2/good if they are three
+    """
+    from jaxmarl_tad.cli import datasets
+
+    actions = {"info": datasets.info, "mix": datasets.mix, "split": datasets.split}
+    if not words.names or words.names[0] not in actions:
+        import difflib
+
+        close = difflib.get_close_matches(words.names[0], actions, n=1) if words.names else []
+        hint = f"did you mean {close[0]!r}?" if close else "expected info, mix or split."
+        given = f"has no action {words.names[0]!r}" if words.names else "needs an action"
+        raise ValueError(f"tad data {given}; {hint}")
+    if len(words.names) == 1:
+        raise ValueError(f"tad data {words.names[0]} needs a folder: tad data {words.names[0]} DIR.")
+    _at_most(words, 2 if words.names[0] == "split" else len(words.names), "data split")
+    return actions[words.names[0]](words)
+
+
 def plot(words: "Words") -> int:
     """tad plot DIR... [metric=return] [out=figures].
 
@@ -326,6 +387,8 @@ _COMMANDS: dict[str, tuple[Callable[..., int], dict[str, bool]]] = {
     "resume": (resume, {"--shard": True, "--distributed": False}),
     "eval": (eval_, {}),
     "distill": (distill, {}),
+    "record": (record, {}),
+    "data": (data_, {}),
     "plot": (plot, {}),
     "play": (play, {"--policy": True}),
     "export": (export, {}),

@@ -17,7 +17,9 @@ def everything(part: str = "") -> str:
     """Two tables: methods, and those environments whose name holds ``part``."""
     methods = [
         {
-            "method": row.name, "family": row.family, "execution": row.execution,
+            "method": row.name, "family": row.family,
+            "learns from": "a dataset" if row.family == "offline" else "play",
+            "execution": row.execution,
             "actions": "/".join(row.actions), "memory": "/".join(row.memory),
             "sharing": "/".join(row.sharing), "source": row.paper,
         }
@@ -67,9 +69,10 @@ def _kind(game: Environment) -> str:
 
 
 def _valid(game: Environment) -> str:
-    """The methods that take the environment's kind of actions."""
-    names = [name for name, row in METHODS.items() if _kind(game) in row.actions]
-    return "all" if len(names) == len(METHODS) else ", ".join(names) or "none"
+    """The methods that play in the environment and take its kind of actions."""
+    playing = {name: row for name, row in METHODS.items() if row.family != "offline"}
+    names = [name for name, row in playing.items() if _kind(game) in row.actions]
+    return "all" if len(names) == len(playing) else ", ".join(names) or "none"
 
 
 def _config(name: str, config: type, fixed: dict[str, Any], about: str) -> str:
@@ -120,14 +123,17 @@ def plan(jobs: Sequence[tuple[str, Job]], lesson: words.Lesson | None, detail: s
     members = sum(len(job.rows) for _, job in jobs)
     total = sum(len(job.rows) * int(job.steps[-1]) for _, job in jobs)
     count = f"{len(jobs)} program{'s' * (len(jobs) != 1)}, {members} member{'s' * (members != 1)}"
-    texts = [f"{jobs[0][1].name}: {count}, {total:,} environment steps in all"]
+    kind = "environment" if hasattr(jobs[0][1].config, "envs") else "gradient"
+    texts = [f"{jobs[0][1].name}: {count}, {total:,} {kind} steps in all"]
     texts.append(report.table([_program(name, job) for name, job in jobs], _SHOWN))
     texts.extend(_settings([job for _, job in jobs]))
     if lesson is not None:
         own = " ".join(f"{key}={words.write(value)}" for key, value in lesson.arguments.items())
         texts.append(f"then students of each: {own or 'with the defaults of `tad list distill`'}")
     if detail == "memory":
-        texts.append(_memory(max(jobs, key=lambda pair: len(pair[1].rows) * pair[1].config.envs)))
+        texts.append(
+            _memory(max(jobs, key=lambda pair: len(pair[1].rows) * getattr(pair[1].config, "envs", 1)))
+        )
     return "\n\n".join(texts)
 
 

@@ -33,6 +33,7 @@ DRIVING: dict[str, Any] = {
     "wandb": Literal["off", "offline", "online"],
     "wandb_members": bool,
     "save_seconds": float,
+    "keep": int,
 }
 """Keys of the driver that do not."""
 
@@ -127,12 +128,17 @@ def read(key: str, text: str, hint: Any) -> Any:
     raise ValueError(f"{key}={text} is not valid: expected {expected(hint)}{advice}")
 
 
+def read_each(key: str, text: str, hint: Any) -> list[Any]:
+    """Several values."""
+    return [read(key, part, hint) for part in values(text)]
+
+
 def read_all(key: str, text: str, hint: Any) -> list[Any]:
     """The values of a sweep; the same one twice is a mistake."""
     parts = values(text)
     for part in parts:
         require(parts.count(part) == 1, f"{key}={text} holds {part!r} twice.")
-    return [read(key, part, hint) for part in parts]
+    return read_each(key, text, hint)
 
 
 def seeds(text: str) -> int | list[int]:
@@ -248,6 +254,7 @@ def driving(pairs: Mapping[str, str]) -> dict[str, Any]:
     known.pop("out", None)
     seconds = known.get("save_seconds", 0.0)
     require(seconds >= 0, f"save_seconds={seconds} must not be negative.")
+    require(known.get("keep", 2) >= 2, f"keep={known.get('keep')} must be at least 2.")
     tracked = known.get("wandb", "off") != "off"
     require(
         not (tracked and pairs.get("out") == "none"), "wandb needs a folder to write to, not out=none."
@@ -265,7 +272,7 @@ def lessons(pairs: Mapping[str, str]) -> list[Lesson]:
 
     hints = config_hints(Config)
     other = {"seed": int, "env": str, **{k: h for k, h in SETTINGS.items() if k != "seeds"}}
-    check_keys(pairs, {*hints, *other, *DRIVING} - {"wandb", "wandb_members"}, "distillation")
+    check_keys(pairs, {*hints, *other, *DRIVING} - {"wandb", "wandb_members", "keep"}, "distillation")
     found = {
         key: read_all(key, text, {**hints, **other}[key])
         for key, text in pairs.items()
@@ -292,6 +299,11 @@ def lessons(pairs: Mapping[str, str]) -> list[Lesson]:
 class _Source(NamedTuple):
     """What a command starts from: nothing, or the recipe of an earlier run."""
 
+    data: str | None = None
+    """The dataset that it learned from."""
+    limit: int | None = None
+    """Bytes of it that were held at a time."""
+
     algorithm: str | None = None
     games: Sequence[tuple[Environment, dict[str, Any]]] = ()
     fields: Mapping[str, Any] = {}
@@ -310,8 +322,52 @@ def programs(words: Words) -> list[Program]:
     require(chosen is not None, "name a method and an environment: tad run ippo hallway.")
     assert chosen is not None
     method = algorithm(chosen)
+    if method.family == "offline":
+        return _from_data(words.pairs, given, source, chosen, method)
+    told = f"{chosen} learns in an environment and takes no data=..."
+    require("data" not in words.pairs, f"{told}; methods that do: tad list.")
     require(bool(given or source.games), f"name an environment: tad run {chosen} hallway.")
-    own, ours, settings = _sorted_out(words.pairs, given, source, chosen, config_hints(method.config))
+    return _in_games(words.pairs, given, source, chosen, method)
+
+
+def _from_data(
+    pairs: Mapping[str, str], given: list[str], source: _Source, chosen: str, method: Any
+) -> list[Program]:
+    """Programs that learn from datasets; each is evaluated where it was recorded, unless told."""
+    import pathlib
+
+    from jaxmarl_tad.storage import manifest
+
+    rest = {key: text for key, text in pairs.items() if key not in ("data", "env", "limit")}
+    limit = read("limit", pairs["limit"], int) if "limit" in pairs else source.limit
+    require(limit is None or limit > 0, f"limit={limit} must be positive.")
+    given = given + names([pairs["env"]] if "env" in pairs else [])
+    paths = values(pairs["data"]) if "data" in pairs else [source.data] if source.data else []
+    require(bool(paths), f"{chosen} learns from a dataset: tad run {chosen} data=DIR.")
+    found: dict[str, Program] = {}
+    for path in paths:
+        home = manifest(path)["env"]
+        places = given or ([home] if home and "data" in pairs else [])
+        told = f"data={path} does not say where it was recorded; give env=..., an environment."
+        require(bool(places or source.games), told)
+        there = str(pathlib.Path(path).expanduser().resolve())
+        for program in _in_games(rest, places, source, chosen, method):
+            for number, game in enumerate(program.arguments["env"]):
+                labels = [f"data={pathlib.Path(there).name}"] if len(paths) > 1 else []
+                labels += [program.name] + ([str(number)] if number else [])
+                name = file_name(",".join(labels))
+                while name in found:
+                    name += "-2"
+                own = {"env": [game], "data": there, "limit": limit}
+                found[name] = Program(name, {**program.arguments, **own})
+    return [found[name] for name in sorted(found)]
+
+
+def _in_games(
+    pairs: Mapping[str, str], given: list[str], source: _Source, chosen: str, method: Any
+) -> list[Program]:
+    """Programs in environments, sorted by name."""
+    own, ours, settings = _sorted_out(pairs, given, source, chosen, config_hints(method.config))
     leaves = leaf_fields(method.config)
     axes = {key: _as_float(found) if key in leaves else found for key, found in ours.items()}
     fields = {k: v for k, v in source.fields.items() if k not in axes}
@@ -341,11 +397,12 @@ def _source(path: str | None) -> _Source:
     known = read_recipe(recipe)
     own = [tuple(pair) for pair in known["games"]]
     settings = {key: known[key] for key in SETTINGS}
-    return _Source(known["algorithm"], own, known["fields"], known["sweeps"], settings)
+    parts = own, known["fields"], known["sweeps"], settings
+    return _Source(known.get("data"), known.get("limit"), known["algorithm"], *parts)
 
 
 def _sorted_out(
-    pairs: dict[str, str], given: list[str], source: _Source, chosen: str, config: dict[str, Any]
+    pairs: Mapping[str, str], given: list[str], source: _Source, chosen: str, config: dict[str, Any]
 ) -> tuple[dict[str, list[Any]], dict[str, list[Any]], dict[str, Any]]:
     """Values of the environments' parameters, of config fields, and of the driver's settings."""
     bases = given or [game.name for game, _ in source.games]

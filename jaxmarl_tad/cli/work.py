@@ -6,6 +6,7 @@ another run's, which is refused.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -16,7 +17,9 @@ from typing import Any, NamedTuple
 from jaxmarl_tad import devices, folder
 from jaxmarl_tad.cli import locks, outcomes
 from jaxmarl_tad.cli.words import Lesson, Program, Words, file_name, read
+from jaxmarl_tad.dataset import Dataset
 from jaxmarl_tad.run import Job, Trained, evaluate, execute, prepare, same_sizes, written
+from jaxmarl_tad.storage import load_data
 from tad_envs import Environment, make, nearest, require
 
 _COMMAND = "command.json"
@@ -39,7 +42,18 @@ class Task(NamedTuple):
 def prepared(program: Program) -> Job:
     """The program, resolved and checked; starts no backend."""
     arguments = dict(program.arguments)
-    return prepare(arguments.pop("algorithm"), arguments.pop("env"), **arguments)
+    method, games = arguments.pop("algorithm"), arguments.pop("env")
+    if "data" not in arguments:
+        return prepare(method, games, **arguments)
+    (game,) = games
+    data = _loaded(arguments.pop("data"), arguments.pop("limit"))
+    return prepare(method, data, eval_env=game, **arguments)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(path: str, limit: int | None) -> Dataset:
+    """The dataset, read once for all programs that learn from it."""
+    return load_data(path, limit=limit)
 
 
 def chain(job: Job, place: str, lesson: Lesson | None, driving: dict[str, Any]) -> list[Task]:
@@ -298,7 +312,11 @@ def recorded(out: pathlib.Path) -> list[str] | None:
 def _record(out: pathlib.Path, words: Words) -> None:
     """Write down what was asked for; several shards write the same."""
     source = [] if words.source is None else [f"@{pathlib.Path(words.source).resolve()}"]
-    pairs = [f"{key}={text}" for key, text in words.pairs.items() if key != "out"]
+    known = dict(words.pairs)
+    if "data" in known:
+        paths = known["data"].split(",")
+        known["data"] = ",".join(str(pathlib.Path(path).expanduser().resolve()) for path in paths)
+    pairs = [f"{key}={text}" for key, text in known.items() if key != "out"]
     text = json.dumps({"words": [*words.names, *pairs, *source]}, indent=2) + "\n"
     try:
         out.mkdir(parents=True, exist_ok=True)

@@ -195,6 +195,7 @@ class Skirmish:
         if self.continuous:
             action = ((action[:, 0] > 0) & (jnp.asarray(self.only) == 0)).astype(jnp.int32)
         illegal = alive & ~jnp.take_along_axis(self._legal(state), action[:, None], axis=1)[:, 0]
+        illegal = illegal & (not self.continuous)  # a dimension that is lacking is not looked at
         right = jnp.sum((action == state.bits) & alive) / jnp.sum(alive)
         reward = right + jnp.asarray(self.forbidden) * jnp.any(illegal)
         reward = jnp.where(state.over, jnp.asarray(self.after), reward).astype(jnp.float32)

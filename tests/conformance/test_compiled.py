@@ -3,6 +3,7 @@
 Most of it compares two runs of one program whose leaves differ in something that must not matter.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -18,7 +19,7 @@ from jaxmarl_tad import programs
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.evaluate import score
 from jaxmarl_tad.rollout import begin, rollout
-from jaxmarl_tad.sweep import run_chunk
+from jaxmarl_tad.sweep import over_members, run_chunk
 from jaxmarl_tad.train import train
 
 CASES = learners.two_cases()
@@ -29,15 +30,19 @@ EVERY = pytest.mark.parametrize("case", CASES, ids=str)
 # --- one program per sweep ------------------------------------------------------------------------
 
 
+def a_game(case):
+    return jt.make("matrix/climbing" if case.actions == "discrete" else "matrix/product")
+
+
 @functools.cache
 def swept(name):
     """A sweep on a game with a payoff, and how many programs it made."""
-    row = METHODS[name]
-    case = Case(name, row.config().memory, row.config().sharing)
-    other = "entropy_coef" if hasattr(row.config, "entropy_coef") else "gamma"
+    case = learners.default_case(name)
+    other = "entropy_coef" if hasattr(case.config, "entropy_coef") else "gamma"
+    other = other if hasattr(case.config, other) else "lr_end"
     before = set(programs._COMPILED)
     fields = {"lr": [0.001, 0.003, 0.01, 0.0], other: [0.0, 0.1, 0.2, 0.3]}
-    run = learners.watch(case, jt.make("matrix/climbing"), seeds=[0, 3], **fields)
+    run = learners.watch(case, a_game(case), seeds=[0, 3], **fields)
     return case, other, run, len(set(programs._COMPILED) - before)
 
 
@@ -47,14 +52,19 @@ def test_a_sweep_is_one_program_and_payoffs_are_data(name):
     assert len(run.members) == 32
     assert made == 2  # the first state, and a chunk
 
-    # Other values, other seeds and 32 other games: nothing is compiled at all.
+    # Other values, other seeds and 32 other games (or other data): nothing is compiled at all.
     tables = np.random.default_rng(0).normal(size=(32, 3, 3))
     games = [jt.make("matrix/custom", payoff=table.tolist()) for table in tables]
     fields = {"lr": [0.2, 0.02, 0.002, 0.5], other: [0.4, 0.5, 0.6, 0.7]}
-    before = set(programs._COMPILED)
+    before, game = set(programs._COMPILED), a_game(case)
+    data = learners.recorded(game) if case.offline else None
     with learners.compilations() as compiled:
-        learners.learn(case, jt.make("matrix/climbing"), seeds=[5, 7], **fields)
-        learners.learn(case, games)
+        learners.learn(case, game, seeds=[5, 7], **fields)
+        if data is None:
+            learners.learn(case, games)
+        else:
+            other_data = dataclasses.replace(data, reward=np.flip(data.reward))
+            learners.learn(case, game, data=other_data, seeds=[5, 7], **fields)
     assert compiled == []
     assert set(programs._COMPILED) <= before
 
@@ -75,7 +85,7 @@ def test_a_member_of_a_batch_agrees_with_the_member_alone(name):
         row = batch.trained.members[i]
         alone = learners.watch(
             case,
-            jt.make("matrix/climbing"),
+            a_game(case),
             seeds=[row["seed"]],
             **{field: row[field] for field in ("lr", other)},
         )
@@ -103,7 +113,7 @@ def test_chunked_equals_whole(case):
             evaluations=2,
         )
 
-    jitted = jax.jit(jax.vmap(whole), compiler_options=programs.compiler_options())
+    jitted = jax.jit(over_members(whole), compiler_options=programs.compiler_options())
     state, _ = jitted(run.stacked)
     # Another program may round otherwise, but it draws the same numbers and learns the same.
     assert_close(state, states[-1], rtol=1e-4, atol=1e-5)
@@ -149,6 +159,25 @@ def test_without_influence(case, leaves):
     for before, after in zip(states, changed, strict=True):
         assert_same_bits(before.params, after.params)
     assert_same_bits(run.curves["return"], other.curves["return"])
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.offline], ids=str)
+def test_the_rows_behind_the_last_step_are_no_steps(case):
+    """What the data hold there as an action, a reward or an end is nothing."""
+    (_, states), env = watched(case), learners.skirmish(case)
+    data = learners.recorded(env)
+    behind = ~data.valid
+    numbers = behind.reshape(-1, *(1,) * (data.action.ndim - 1))
+    changed = dataclasses.replace(
+        data,
+        action=np.where(numbers, np.ones_like(data.action), data.action),
+        reward=np.where(behind, np.float32(50), data.reward),
+        terminated=data.terminated | behind,
+        truncated=data.truncated | behind,
+    )
+    other = learners.watch(case, env, data=changed)
+    for before, after in zip(states, other.states, strict=True):
+        assert_same_bits(before.params, after.params)
 
 
 @EVERY
@@ -215,7 +244,7 @@ def test_an_agent_sees_nothing_of_the_others(case):
 @pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.execution == "decentralised"])
 def test_agents_that_share_everything_may_change_places(name, memory):
     row = METHODS[name]
-    if "full" not in row.sharing or memory not in row.memory:
+    if "full" not in row.sharing or memory not in row.memory or "discrete" not in row.actions:
         pytest.skip("not declared")
     case, env = Case(name, memory, "full"), PROBES["both"]
     algorithm = learners.algorithm(case, env)
@@ -306,7 +335,7 @@ def test_learned_values_are_those_acted_on(case):
     leaves = {"only": 1.0, "still": 1.0}
     env = learners.skirmish(case, **leaves)
     mean = {"z_noise": 0.0} if hasattr(case.config, "z_noise") else {}
-    mean = mean if METHODS[case.method].fixed.get("information", "local") != "local" else {}
+    mean = mean if METHODS[case.method].execution == "centralised" else {}  # others are told nothing
     run = learners.watch(case, env, lr=0.0, steps=env.spec.horizon, **mean).trained
     policy = run.policy(greedy=True)
     seen = [env.reset(jax.random.key(0))]

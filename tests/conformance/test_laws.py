@@ -18,22 +18,28 @@ GAMES = ("matrix/climbing", "hallway", "matrix/product")
 
 def says_something(case, game):
     """The hallway adds time, the product numbers; with one sharing they have said what they can."""
+    if case.actions == "continuous":  # of nothing else
+        return game == GAMES[2]
     if game == GAMES[2] and case.method != learners.DISTILL:
         return case.sharing == "full_id" and "continuous" in METHODS[case.method].actions
     return game == GAMES[0] or case.sharing == "full_id"
 
 
-def rarely(case):
-    """Presets away from their defaults; and an assignment, which one method tells from no sharing."""
+def rarely(case, game):
+    """Presets away from their defaults; and an assignment, which one method tells from no sharing.
+
+    Data of a game with time are rows as those of one without.
+    """
     default = None if case.method == learners.DISTILL else METHODS[case.method].config()
     usual = default is None or (case.memory, case.sharing) == (default.memory, default.sharing)
     preset = case.method not in learners.FAST and not usual
     selective = case.sharing == "selective" and case.method != "mappo"
-    return [pytest.mark.slow] if preset or selective else []
+    again = case.offline and case.method not in learners.FAST and game == "hallway"
+    return [pytest.mark.slow] if preset or selective or again else []
 
 
 PAIRS = [
-    pytest.param((case, game), marks=rarely(case))
+    pytest.param((case, game), marks=rarely(case, game))
     for case in CASES
     for game in GAMES
     if says_something(case, game)
@@ -124,7 +130,7 @@ def test_no_callback_no_qr_and_no_key_used_twice(program, part):
     _, made = program
     jaxpr = made[part][0].jaxpr
     used = {equation.primitive.name for equation in equations(jaxpr)}
-    assert len(used) > 3
+    assert len(used) > (0 if part == "init" else 3)  # tables may begin at 0
     # A batched QR decomposition can hang for ever on machines with two cores.
     assert not {name for name in used if "callback" in name or name in ("qr", "householder_product")}
     check_key_reuse_jaxpr(jaxpr)

@@ -13,7 +13,7 @@ FAST = ("ippo", "vdn", "qtran_alt")
 EVERY = [
     name if name in FAST else pytest.param(name, marks=pytest.mark.slow)
     for name, row in METHODS.items()
-    if "discrete" in row.actions
+    if "discrete" in row.actions and row.family != "offline"
 ]
 
 
