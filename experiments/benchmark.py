@@ -180,7 +180,7 @@ def main() -> None:
     print(report.table(aggregated(spans), path=options.out / f"{options.suite}_aggregate.csv"))
     for source in sorted({task.source for task in options.tasks if task.source}):
         print(f"published: {source}")
-    figure = report.learning_curves(curves, options.out / f"{options.suite}.png")
+    figure = report.learning_curves(curves, options.out / f"{options.suite}_curves.png")
     print(f"\nresults: {options.out}\nfigure:  {figure}")
 
 
