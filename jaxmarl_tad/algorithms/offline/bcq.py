@@ -121,12 +121,12 @@ def make(config: Config, data: Dataset) -> Algorithm:
         delayed = own.apply(target["own"], seen.seen, seen.first)[1:]
         total = mixed(mixing.weights(params.q["mixer"], seen.now), taken(q[:-1], seen.action))
         ahead = jax.tree.map(lambda x: x[1:], seen.seen)
-        done = cloning.outputs(params.behaviour, seen)
-        following = best(q[1:], supported(config, done[1:], ahead.legal))
+        logits = cloning.outputs(params.behaviour, seen)
+        following = best(q[1:], supported(config, logits[1:], ahead.legal))
         beyond = mixed(mixing.weights(target["mixer"], ahead), taken(delayed, following))
         goal = last(seen.reward + jnp.where(seen.terminated, 0.0, config.gamma * beyond))
         q_loss = masked_mean(0.5 * (goal - total) ** 2, seen.valid)
-        choices = supported(config, done[:-1], seen.now.legal)
+        choices = supported(config, logits[:-1], seen.now.legal)
         report = {
             "q_loss": q_loss,
             "q": masked_mean(total, seen.valid),
