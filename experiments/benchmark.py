@@ -24,13 +24,12 @@ import argparse
 import pathlib
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from tasks import SETTINGS, SUITES, Task
 
 import jaxmarl_tad as jt
 from jaxmarl_tad import report, statistics
+from tad_envs import random_action
 
 FIRST_SEED = 100
 """Settings were chosen by runs of seeds 0 and 1; what is reported comes from others."""
@@ -42,8 +41,7 @@ def random_policy(env: jt.Environment) -> jt.Policy:
     """Uniform play over legal actions."""
 
     def act(key, memory, observation):
-        noise = jax.random.uniform(key, observation.legal.shape)
-        return jnp.argmax(jnp.where(observation.legal, noise, -1.0), axis=-1), memory, {}
+        return random_action(env.spec, key, observation), memory, {}
 
     return jt.Policy(start=lambda: (), act=act, execution="decentralised")
 

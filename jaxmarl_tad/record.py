@@ -24,7 +24,7 @@ from jaxmarl_tad.run import Game, Trained, as_game, same_sizes
 from jaxmarl_tad.storage import MANIFEST, Writer, load_data, manifest
 from jaxmarl_tad.sweep import Make
 from jaxmarl_tad.types import Key, Memory, Policy
-from tad_envs import Environment, Observation, Spec, make
+from tad_envs import Environment, Observation, Spec, make, random_action
 from tad_envs.struct import to_plain
 
 _BLOCK = 65_536
@@ -348,14 +348,8 @@ def _uniform(spec: Spec) -> Policy:
     low, high = spec.bounds or (-1.0, 1.0)
 
     def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
-        legal = observation.legal
-        if spec.discrete:
-            uniform = jax.random.uniform(key, legal.shape[:-1])
-            nothing = jnp.zeros(legal.shape[:-1], jnp.int32)
-            action = distributions.explore(uniform, 1.0, legal, nothing)
-            return action, memory, {"log_prob": -jnp.log(jnp.maximum(jnp.sum(legal, axis=-1), 1.0))}
-        action = jax.random.uniform(key, legal.shape, minval=low, maxval=high)
-        log_prob = -np.log(high - low) * jnp.sum(legal, axis=-1)
-        return action, memory, {"log_prob": log_prob}
+        legal = jnp.sum(observation.legal, axis=-1)
+        size = -jnp.log(jnp.maximum(legal, 1.0)) if spec.discrete else -np.log(high - low) * legal
+        return random_action(spec, key, observation), memory, {"log_prob": size}
 
     return Policy(start=lambda: (), act=act, execution="decentralised")

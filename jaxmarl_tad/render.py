@@ -6,11 +6,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxmarl_tad.types import Key, Memory, Policy
 from tad_envs import Environment, Observation, State, TimeStep, nearest, require
+from tad_envs.reference import random_action
 from tad_envs.scene import Drawable, Point, Scene
 
 COLOURS = {
@@ -54,19 +54,12 @@ def actor(env: Environment, policy: Policy | str) -> Actor:
         return Actor(policy.start, lambda key, memory, state, seen: policy.act(key, memory, seen)[:2])
     require(policy in REFERENCES, f"unknown policy {policy!r}; {nearest(policy, REFERENCES)}")
     if policy == "random":
-        return Actor(tuple, lambda key, memory, state, seen: (_random(env, key, seen), memory))
+        return Actor(
+            tuple, lambda key, memory, state, seen: (random_action(env.spec, key, seen), memory)
+        )
     scripted = getattr(env, "heuristic", None)
     require(scripted is not None, f"{env.name} has no heuristic; policy=random needs none.")
     return Actor(tuple, lambda key, memory, state, seen: (scripted(key, state), memory))  # type: ignore[misc]
-
-
-def _random(env: Environment, key: Key, seen: Observation) -> jax.Array:
-    """Any legal action."""
-    noise = jax.random.uniform(key, seen.legal.shape)
-    if env.spec.discrete:
-        return jnp.argmax(jnp.where(seen.legal, noise, -1.0), axis=1).astype(jnp.int32)
-    low, high = env.spec.bounds or (-1.0, 1.0)
-    return low + (high - low) * noise
 
 
 def episode(env: Environment, who: Actor, key: Key) -> Episode:

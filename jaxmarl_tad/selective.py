@@ -32,7 +32,7 @@ from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.rollout import begin, keys, rollout
 from jaxmarl_tad.sharing import numbered
 from jaxmarl_tad.types import Key, Memory, Policy
-from tad_envs import Environment, Observation, Spec
+from tad_envs import Environment, Observation, Spec, random_action
 
 _RESTARTS, _MOST_ROUNDS = 20, 100
 
@@ -164,14 +164,9 @@ def encode(
 
 def _random_play(spec: Spec) -> Policy:
     """Uniform play over legal actions, or over the range of continuous ones."""
-    low, high = spec.bounds or (-1.0, 1.0)
 
     def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
-        noise = jax.random.uniform(key, observation.legal.shape)
-        if spec.discrete:
-            best = jnp.argmax(jnp.where(observation.legal, noise, -1.0), axis=-1)
-            return best.astype(jnp.int32), memory, {}
-        return low + (high - low) * noise, memory, {}
+        return random_action(spec, key, observation), memory, {}
 
     return Policy(start=lambda: (), act=act, execution="decentralised")
 

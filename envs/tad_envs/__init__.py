@@ -5,6 +5,7 @@ from tad_envs.decentralised import Decentralised, solve_decentralised
 from tad_envs.jumanji_interface import to_jumanji
 from tad_envs.knowledge import common_knowledge
 from tad_envs.oracle import Solution, equilibrium_values, optimal, solve, strict_equilibria
+from tad_envs.reference import random_action
 from tad_envs.registry import environments, make, register
 from tad_envs.struct import (
     Nested,
@@ -56,6 +57,7 @@ __all__ = [
     "make",
     "nearest",
     "optimal",
+    "random_action",
     "register",
     "require",
     "solve",

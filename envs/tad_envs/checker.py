@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tad_envs import finite
+from tad_envs.reference import random_action
 from tad_envs.struct import AnyArray, require
 from tad_envs.types import Environment, Observation, Spec, TimeStep
 
@@ -79,7 +80,7 @@ def _episode(env: Environment, key: jax.Array, steps: int) -> _Trace:
     def advance(carry: tuple, t: jax.Array) -> tuple[tuple, tuple]:
         state, observation = carry
         action_key, env_key = jax.random.split(jax.random.fold_in(step_key, t))
-        action = _random_action(env.spec, action_key, observation)
+        action = random_action(env.spec, action_key, observation)
         following, step = env.step(env_key, state, action)
         return (following, step.observation), (state, action, following, step)
 
@@ -107,14 +108,6 @@ def _beginning(trace: _Trace, axis: int) -> tuple:
     cut = (slice(None),) * axis + (slice(_COMPARED),)
     steps = (trace.action, trace.following, trace.step)
     return trace.first_state, trace.first, jax.tree.map(lambda x: x[cut], steps)
-
-
-def _random_action(spec: Spec, key: jax.Array, observation: Observation) -> jax.Array:
-    noise = jax.random.uniform(key, observation.legal.shape)
-    if spec.discrete:
-        return jnp.argmax(jnp.where(observation.legal, noise, -1.0), axis=1).astype(jnp.int32)
-    low, high = spec.bounds or (-1.0, 1.0)
-    return low + (high - low) * noise
 
 
 # --------------------------------------------------------------------------------------------------

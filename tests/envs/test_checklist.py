@@ -14,8 +14,8 @@ from catalogue import kept, steps, tiers
 
 from jaxmarl_tad import rollout
 from jaxmarl_tad.types import Policy
-from tad_envs import environments
-from tad_envs.checker import _episodes, _host, _random_action
+from tad_envs import environments, random_action
+from tad_envs.checker import _episodes, _host
 
 ENVS = 16
 KEY = 7
@@ -31,7 +31,7 @@ def _play(env, key, actors, count):
     """Transitions ``[T, E]`` of random legal actions."""
 
     def act(key, memory, observation):
-        return _random_action(env.spec, key, observation), memory, {}
+        return random_action(env.spec, key, observation), memory, {}
 
     policy = Policy(start=lambda: (), act=act, execution="decentralised")
     return rollout.rollout(env, policy, key, actors, count)[1]
@@ -160,4 +160,4 @@ def test_compiled_steps_are_those_taken_one_operation_at_a_time(name):
 
 def _one(env, key):
     state, seen = env.reset(key)
-    return state, seen, env.step(key, state, _random_action(env.spec, key, seen))
+    return state, seen, env.step(key, state, random_action(env.spec, key, seen))
