@@ -15,10 +15,11 @@ if TYPE_CHECKING:
     from jaxmarl_tad.distill import distill
     from jaxmarl_tad.evaluate import score
     from jaxmarl_tad.export import export
+    from jaxmarl_tad.job import Job, prepare
     from jaxmarl_tad.quality import by_return, mix
     from jaxmarl_tad.record import record
     from jaxmarl_tad.resume import checkpoints, load, resume
-    from jaxmarl_tad.run import Job, Trained, evaluate, prepare, run
+    from jaxmarl_tad.run import Trained, evaluate, run
     from jaxmarl_tad.selective import selective
     from jaxmarl_tad.storage import load_data, save_data
     from jaxmarl_tad.sweep import Member, sweep
@@ -66,10 +67,11 @@ _HOMES = {
     "jaxmarl_tad.distill": ("distill",),
     "jaxmarl_tad.evaluate": ("score",),
     "jaxmarl_tad.export": ("export",),
+    "jaxmarl_tad.job": ("Job", "prepare"),
     "jaxmarl_tad.quality": ("by_return", "mix"),
     "jaxmarl_tad.record": ("record",),
     "jaxmarl_tad.resume": ("checkpoints", "load", "resume"),
-    "jaxmarl_tad.run": ("Job", "Trained", "evaluate", "prepare", "run"),
+    "jaxmarl_tad.run": ("Trained", "evaluate", "run"),
     "jaxmarl_tad.selective": ("selective",),
     "jaxmarl_tad.storage": ("load_data", "save_data"),
     "jaxmarl_tad.sweep": ("Member", "sweep"),

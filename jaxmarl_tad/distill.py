@@ -38,23 +38,13 @@ import numpy as np
 from jaxmarl_tad import devices, distributions
 from jaxmarl_tad.config import Real, check_divides, config_of, require, resolve_steps, struct
 from jaxmarl_tad.devices import Shard
+from jaxmarl_tad.job import Game, Job, as_game, as_job, grouped
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember, agent_inputs, network, resolve_kind, unroll
 from jaxmarl_tad.optimise import adam, improve
 from jaxmarl_tad.prng import Generator
 from jaxmarl_tad.rollout import Actors, begin, keys, rollout
-from jaxmarl_tad.run import (
-    AfterChunk,
-    Game,
-    Job,
-    Trained,
-    as_game,
-    as_job,
-    evaluate,
-    execute,
-    grouped,
-    same_sizes,
-)
+from jaxmarl_tad.run import AfterChunk, Trained, evaluate, execute, same_sizes
 from jaxmarl_tad.sharing import Mode, init_sets, over_agents, over_rows, sharing
 from jaxmarl_tad.statistics import ratio_curve
 from jaxmarl_tad.sweep import Make, Member

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmarl_tad.config import as_dict
-from jaxmarl_tad.run import Game, Trained, as_game
+from jaxmarl_tad.job import Game, as_game
+from jaxmarl_tad.run import Trained
 from jaxmarl_tad.sharing import sharing
 from jaxmarl_tad.types import Policy
 from tad_envs import Observation, Spec, lookup, require

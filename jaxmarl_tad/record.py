@@ -19,8 +19,9 @@ import numpy as np
 from jaxmarl_tad import devices, distributions, programs
 from jaxmarl_tad.config import require
 from jaxmarl_tad.dataset import Dataset, from_leaves
+from jaxmarl_tad.job import Game, as_game
 from jaxmarl_tad.rollout import episodes as whole_episodes
-from jaxmarl_tad.run import Game, Trained, as_game, same_sizes
+from jaxmarl_tad.run import Trained, same_sizes
 from jaxmarl_tad.storage import MANIFEST, Writer, load_data, manifest
 from jaxmarl_tad.sweep import Make
 from jaxmarl_tad.types import Key, Memory, Policy

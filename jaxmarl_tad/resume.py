@@ -9,7 +9,8 @@ from jaxmarl_tad import folder
 from jaxmarl_tad.checkpoint import Checkpoints
 from jaxmarl_tad.config import require
 from jaxmarl_tad.distill import judged, students
-from jaxmarl_tad.run import Job, Trained, again, execute, read, restored
+from jaxmarl_tad.job import Job, again, read
+from jaxmarl_tad.run import Trained, execute, restored
 
 
 def load(path: str | os.PathLike[str], *, checkpoint: int | None = None) -> Trained:

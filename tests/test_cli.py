@@ -14,7 +14,7 @@ import pytest
 
 from jaxmarl_tad import folder
 from jaxmarl_tad.cli import locks, main, words
-from jaxmarl_tad.run import prepare
+from jaxmarl_tad.job import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = ["total_steps=64", "envs=8", "evaluations=2", "episodes=2", "prng=hash"]

@@ -212,7 +212,7 @@ def test_a_run_keeps_its_assignment(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("nothing is found anew")
 
-    monkeypatch.setattr(importlib.import_module("jaxmarl_tad.run"), "selective", refuse)
+    monkeypatch.setattr(importlib.import_module("jaxmarl_tad.job"), "selective", refuse)
     for folder in (tmp_path / "run", kept):
         for again in (jt.load(folder), jt.resume(folder)):
             assert again.config.sharing == run.config.sharing

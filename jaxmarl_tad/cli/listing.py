@@ -7,7 +7,7 @@ from typing import Any
 from jaxmarl_tad import report
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.cli import words
-from jaxmarl_tad.run import Job
+from jaxmarl_tad.job import Job
 from tad_envs import Environment, environments, leaf_fields, make, nearest, require
 
 _SHOWN = ("program", "members", "made of", "iterations", "evaluations", "steps")

@@ -387,7 +387,7 @@ def _source(path: str | None) -> _Source:
     import pathlib
 
     from jaxmarl_tad import folder
-    from jaxmarl_tad.run import read as read_recipe
+    from jaxmarl_tad.job import read as read_recipe
 
     file = pathlib.Path(path)
     recipe = folder.about(file.parent if file.name == folder.CONFIG else file).get("recipe")

@@ -18,7 +18,8 @@ from jaxmarl_tad import devices, folder
 from jaxmarl_tad.cli import locks, outcomes
 from jaxmarl_tad.cli.words import Lesson, Program, Words, file_name, read
 from jaxmarl_tad.dataset import Dataset
-from jaxmarl_tad.run import Job, Trained, evaluate, execute, prepare, same_sizes, written
+from jaxmarl_tad.job import Job, prepare, written
+from jaxmarl_tad.run import Trained, evaluate, execute, same_sizes
 from jaxmarl_tad.storage import load_data
 from tad_envs import Environment, make, nearest, require
 
