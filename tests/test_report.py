@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxmarl_tad import report
+from jaxmarl_tad import basins, report
 
 
 def read(png):
@@ -129,7 +129,7 @@ def test_field_is_the_softmax_policy_gradient():
     for p, q in [(0.3, 0.6), (0.5, 0.5), (0.9, 0.2)]:
         logits = jnp.log(jnp.array([[p, 1 - p], [q, 1 - q]]))
         _, velocity = jax.jvp(chances, (logits,), (jax.grad(value)(logits),))
-        ours = report._gradient(payoff, np.array([p, q]))
+        ours = basins._gradient(payoff, np.array([p, q]))
         np.testing.assert_allclose(ours, velocity, rtol=2e-5)
 
 
