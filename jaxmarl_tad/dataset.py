@@ -255,6 +255,16 @@ def draw(data: Dataset, key: Key, count: int) -> Transition:
     return at(data, jnp.asarray(data.rows)[jax.random.randint(key, (count,), 0, data.steps)])
 
 
+def window_rows(
+    data: Dataset, key: Key, count: int, length: int
+) -> tuple[Int[Array, "T B"], Bool[Array, "T B"]]:
+    """The rows of :func:`draw_windows`, and which of them lie within the data; 0 where they do not."""
+    begin = jnp.asarray(data.rows)[jax.random.randint(key, (count,), 0, data.steps)]
+    rows = begin + jnp.arange(length)[:, None]
+    inside = rows < data.reward.shape[0]
+    return jnp.where(inside, rows, 0), inside
+
+
 def draw_windows(
     data: Dataset, key: Key, count: int, length: int
 ) -> tuple[Transition, Bool[Array, "T B"]]:
@@ -263,10 +273,13 @@ def draw_windows(
     A stretch begins with a step drawn uniformly, where memory begins anew, and goes on into the
     episodes that follow; ``first`` says where memory is to be reset.
     """
-    begin = jnp.asarray(data.rows)[jax.random.randint(key, (count,), 0, data.steps)]
-    rows = begin + jnp.arange(length)[:, None]
-    inside = rows < data.reward.shape[0]
-    rows = jnp.where(inside, rows, 0)
+    return window_at(data, *window_rows(data, key, count, length))
+
+
+def window_at(
+    data: Dataset, rows: Int[Array, "T B"], inside: Bool[Array, "T B"]
+) -> tuple[Transition, Bool[Array, "T B"]]:
+    """The stretches in these rows, as :func:`draw_windows` tells them."""
     drawn = at(data, rows)
     first = drawn.first.at[0].set(True)
     return drawn._replace(first=first), inside & jnp.asarray(data.valid)[rows]

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxmarl_tad.algorithms.deterministic import ddpg
 from jaxmarl_tad.algorithms.joint import annealed, ar_ppo, mackrl, magpo, mat, sable, tad_ppo
-from jaxmarl_tad.algorithms.offline import bc, bcq, conservative, icq, iddpg, omiga
+from jaxmarl_tad.algorithms.offline import bc, bcq, comadice, conservative, icq, iddpg, omiga, oryx
 from jaxmarl_tad.algorithms.policy import actor_critic, coma, happo, hatrpo, pareto_ac, ppo
 from jaxmarl_tad.algorithms.value import copa, ctds, pqn, q_learning, qtran, tad_dqn
 from jaxmarl_tad.config import concrete, config_of
@@ -286,7 +286,7 @@ _ROWS = (
     ),
     Method(
         "bcq_ma", bcq.make, bcq.Config, bcq.resolve, {},
-        "offline", "decentralised", "Fujimoto et al. 2019; Wang et al. 2023",
+        "offline", "decentralised", "Fujimoto et al. 2019; Wang et al. 2023", actions=BOTH,
     ),
     Method(
         "iql_cql", conservative.make, conservative.Config, conservative.resolve,
@@ -306,7 +306,7 @@ _ROWS = (
     Method(
         "cql_ma", conservative.make, conservative.Config, conservative.resolve,
         {"mixer": "linear", "penalty": "own"},
-        "offline", "decentralised", "Kumar et al. 2020; Wang et al. 2023",
+        "offline", "decentralised", "Kumar et al. 2020; Wang et al. 2023", actions=BOTH,
     ),
     Method(
         "iddpg_bc", iddpg.make, iddpg.Config, iddpg.resolve, {"form": "bc", "critic": "local"},
@@ -323,6 +323,15 @@ _ROWS = (
     Method(
         "omar", iddpg.make, iddpg.Config, iddpg.resolve, {"form": "omar", "critic": "local"},
         "offline", "decentralised", "Pan et al. 2022", actions=NUMBERS,
+    ),
+    Method(
+        "comadice", comadice.make, comadice.Config, comadice.resolve, {},
+        "offline", "decentralised", "Bui et al. 2025", actions=BOTH,
+    ),
+    Method(
+        "oryx", oryx.make, oryx.Config, oryx.resolve, {},
+        "offline", "centralised", "Formanek et al. 2025", actions=BOTH,
+        memory=("none", "retention"), sharing=("full", "full_id"),
     ),
 )  # fmt: skip
 

@@ -15,9 +15,9 @@ from jaxtyping import Array
 
 from jaxmarl_tad.config import Real, require, struct
 from jaxmarl_tad.dataset import Dataset
-from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember
 from jaxmarl_tad.offline import Lesson, actor, descended, lesson, resolve_common
+from jaxmarl_tad.offline.diagnostics import watch
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.sharing import Mode
 from jaxmarl_tad.types import Activation, Algorithm, Key, Metrics, Policy
@@ -77,10 +77,11 @@ def make(config: Config, data: Dataset) -> Algorithm:
     assert config.lr is not None and config.window is not None
     base, window = config.lr, config.window
     policies, optimiser = actor(config, data.spec), adam(config.max_grad_norm)
+    compared = watch(data)
 
     def loss(params: Params, seen: Lesson) -> tuple[Array, Metrics]:
-        log_prob = masked_mean(policies.log_prob(params.policy, seen), seen.counts)
-        return -log_prob, {"log_prob": log_prob}
+        report = compared.of_policy(seen, policies.log_prob(params.policy, seen))
+        return -report["log_prob"], report
 
     def init(key: Key) -> State:
         params = Params(policies.init(key))

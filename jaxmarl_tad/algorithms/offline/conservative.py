@@ -1,4 +1,4 @@
-"""Conservative Q-learning of a team with discrete actions, with one mixer or another.
+"""Conservative Q-learning of a team, with one mixer or another.
 
     repeat, with B recorded steps (o, a, r, o')
         a'_i = argmax Q_i(τ'_i, ·) over legal actions                           (double Q-learning)
@@ -27,6 +27,18 @@ Source: Kumar et al. 2020 (CQL), Formanek et al. 2024 (the first and third for a
 In CFCQL m_i is the soft-max over a_i of those Q_tot, and β_i a policy that imitates the data, here
 learned beside (theirs is learned before, and targets are TD(λ)); T = 0 needs none and weighs all alike.
 
+CQL-MA also takes continuous actions, with a policy μ_i and two critics of an action, both mixed with
+the same w and b:
+
+        G = r + γ (Σ_i w̄_i(s') min Q̄_i(o'_i, μ_i(τ'_i)) + b̄(s'))
+        descend ½ (G − Q_tot)²
+              + c Σ_i (log mean_k exp(w_i Q_i(o_i, a^k) − log p(a^k)) − w_i Q_i(o_i, a_i))
+        descend −Σ_i w_i min Q_i(o_i, μ_i(τ_i)) + d μ_i²
+
+a^k are as many uniform actions as near μ_i(τ_i) and near μ_i(τ'_i). The policy's loss is that of
+Formanek et al. 2024; the public copy of the baseline weighs log π by Q as it is, without a base.
+Critics have no memory.
+
 Differs from the published code in that illegal actions enter neither sums nor samples, that target
 networks start as copies and follow slowly, and that truncated episodes bootstrap from their true final
 observation. Acting without greed draws from the soft-max of Q_i.
@@ -52,9 +64,12 @@ from jaxmarl_tad.offline import (
     followed,
     lesson,
     linear_mixer,
+    mixed,
     resolve_common,
     rows_of,
 )
+from jaxmarl_tad.offline.diagnostics import team_of, watch
+from jaxmarl_tad.offline.numbers import critics, soft_value, spread_out
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.sharing import Mode
 from jaxmarl_tad.targets import beyond_death
@@ -79,11 +94,17 @@ class Config:
     penalty: Literal["own", "sampled", "counterfactual"] = "own"
     """What is lowered."""
     samples: int = 10
-    """Random joint actions of the sampled penalty."""
+    """Random joint actions of the sampled penalty. Continuous: actions of each of three kinds."""
     focus: Real = 0.0
     """Temperature T of λ in the counterfactual penalty, at least 0."""
+    spread: Real = 0.2
+    """Continuous: standard deviation around μ of CQL's actions, as a share of half the range."""
+    action_coef: Real = 1e-3
+    """Continuous: weight d of the mean square of μ."""
     lr: Real | None = None
     """Adam's learning rate; 0.1 for tables and 1e-3 for other networks unless given."""
+    critic_lr: Real = 1e-2
+    """Continuous: that of critics with their mixer, of which the former are perceptrons."""
     lr_end: Real = 0.0
     """Share of ``lr`` that is left at the end; it falls linearly over the run."""
     gamma: Real = 0.99
@@ -116,6 +137,7 @@ class Config:
         )
         check_range(self, gamma=(0, 1), target_update=(0, 1))
         check_range(self, conservative=(0, float("inf")), focus=(0, float("inf")))
+        check_range(self, critic_lr=(0, float("inf")), spread=(1e-3, float("inf")))
 
 
 def resolve(config: Config, spec: Spec) -> dict[str, Any]:
@@ -124,10 +146,11 @@ def resolve(config: Config, spec: Spec) -> dict[str, Any]:
 
 
 class Params(NamedTuple):
-    """Parameters: of the utilities with their mixer, and of the imitation where λ needs one."""
+    """Parameters: of the utilities with their mixer, of the imitation where λ needs one, and of μ."""
 
     q: Any
     behaviour: Any = ()
+    policy: Any = ()
 
 
 class State(NamedTuple):
@@ -175,6 +198,11 @@ def team(config: Config, spec: Spec) -> Team:
 
 def make(config: Config, data: Dataset) -> Algorithm:
     """The learner on ``data``; ``config`` as returned by :func:`resolve`."""
+    return (of_choices if data.spec.discrete else of_numbers)(config, data)
+
+
+def of_choices(config: Config, data: Dataset) -> Algorithm:
+    """The learner of discrete actions."""
     spec = data.spec
     assert config.lr is not None and config.window is not None
     base, window = config.lr, config.window
@@ -184,7 +212,7 @@ def make(config: Config, data: Dataset) -> Algorithm:
         actor(config, spec),
     )
     imitates = config.penalty == "counterfactual"
-    optimiser = adam(config.max_grad_norm)
+    optimiser, compared = adam(config.max_grad_norm), watch(data, config.gamma)
 
     def utilities(params: Any, seen: Lesson) -> Array:
         """Q_i(τ_i, ·) in every row."""
@@ -245,6 +273,7 @@ def make(config: Config, data: Dataset) -> Algorithm:
         counts = seen.counts if config.mixer == "none" else seen.valid[..., None]
         error = masked_mean(0.5 * (goal - value) ** 2, counts)
         report = {"loss": error, "q": masked_mean(value, counts)}
+        report |= compared.of_value(seen, team_of(value, counts))
         if config.penalty == "own":
             penalty = each_own(params.q, q[:-1], seen)
         elif config.penalty == "sampled":
@@ -253,8 +282,8 @@ def make(config: Config, data: Dataset) -> Algorithm:
             penalty = counterfactual(params, q[:-1], value, seen)
         slope = error + config.conservative * penalty
         if imitates:
-            log_prob = masked_mean(imitation.log_prob(params.behaviour, seen), seen.counts)
-            slope, report = slope - log_prob, report | {"log_prob": log_prob}
+            told = compared.of_policy(seen, imitation.log_prob(params.behaviour, seen))
+            slope, report = slope - told["log_prob"], report | told
         return slope, report | {"penalty": penalty}
 
     def init(key: Key) -> State:
@@ -268,7 +297,7 @@ def make(config: Config, data: Dataset) -> Algorithm:
         seen = lesson(data, lesson_key, config.batch, window)
         slopes, report = jax.grad(loss, has_aux=True)(state.params, state.target, seen, sample_key)
         lr = base * (1 - (1 - config.lr_end) * progress)
-        params, optimisers = descended(optimiser, slopes, state.optimiser, state.params, (lr, lr))
+        params, optimisers = descended(optimiser, slopes, state.optimiser, state.params, (lr, lr, lr))
         return State(params, followed(state.target, params.q, config.target_update), optimisers), report
 
     def policy(state: State, *, greedy: bool) -> Policy:
@@ -286,3 +315,79 @@ def make(config: Config, data: Dataset) -> Algorithm:
 def soft_highest(q: Array, legal: Array) -> Array:
     """log Σ exp over legal actions."""
     return jax.nn.logsumexp(jnp.where(legal, q, distributions.IMPOSSIBLE), axis=-1)
+
+
+# --- continuous actions ---------------------------------------------------------------------------
+
+
+def of_numbers(config: Config, data: Dataset) -> Algorithm:
+    """The learner of continuous actions, with a linear mixer."""
+    spec = data.spec
+    assert config.lr is not None and config.window is not None
+    lr, window = config.lr, config.window
+    low, high = spec.bounds or (-1.0, 1.0)
+    middle, half = (low + high) / 2, (high - low) / 2
+    actors, mixing = rows_of(config, spec, spec.action_dim), linear_mixer(config, spec)
+    init_critics, value = critics(config, spec)
+    optimiser, compared = adam(config.max_grad_norm), watch(data, config.gamma)
+    last = jax.lax.stop_gradient
+
+    def loss(params: Params, target: Any, seen: Lesson, key: Key) -> tuple[Array, Metrics]:
+        now, ahead = seen.now, jax.tree.map(lambda x: x[1:], seen.seen)
+        out = jnp.tanh(actors.apply(params.policy, seen.seen, seen.first))
+        # Both critics to the value of what the policy would do next.
+        later = value(target["own"], ahead, seen.first[1:], last(out)[1:]).min(0)
+        beyond = mixed(mixing.weights(target["mixer"], ahead), later)
+        goal = last(seen.reward + jnp.where(seen.terminated, 0.0, config.gamma * beyond))
+        w, b = mixing.weights(params.q["mixer"], now)
+        q = value(params.q["own"], now, seen.first[:-1], seen.action)
+        total = mixed((w, b), q)
+        error = jnp.sum(jax.vmap(lambda x: masked_mean(0.5 * x**2, seen.valid))(goal - total))
+        # What nobody did is held down, of each agent by itself.
+        actions, densities = spread_out(key, seen, last(out), config.samples, config.spread)
+
+        def weighed(action: Array) -> Array:
+            return w * value(params.q["own"], now, seen.first[:-1], action)
+
+        gap = jnp.where(seen.counts, soft_value(weighed, actions, densities) - w * q, 0.0)
+        penalty = jnp.mean(jax.vmap(lambda x: masked_mean(x, seen.valid))(gap.sum(-1)))
+        # The policy climbs what both critics grant.
+        climbed = last(w) * value(last(params.q["own"]), now, seen.first[:-1], out[:-1]).min(0)
+        dimensions = seen.counts[..., None] & now.legal
+        size = masked_mean(out[:-1] ** 2, dimensions)
+        policy_loss = config.action_coef * size - masked_mean(climbed, seen.counts)
+        report = {
+            "loss": error,
+            "q": masked_mean(total[0], seen.valid),
+            "penalty": penalty,
+            "policy_q": masked_mean(climbed, seen.counts),
+            **compared.of_value(seen, total[0]),
+        }
+        return error + config.conservative * penalty + policy_loss, report
+
+    def init(key: Key) -> State:
+        q_key, mixer_key, actor_key = jax.random.split(key, 3)
+        q = {"own": init_critics(q_key), "mixer": mixing.init(mixer_key)}
+        params = Params(q, policy=actors.init(actor_key))
+        return State(params, q, Params(*map(optimiser.init, params)))
+
+    def step(key: Key, state: State, progress: Real) -> tuple[State, Metrics]:
+        lesson_key, sample_key = jax.random.split(key)
+        seen = lesson(data, lesson_key, config.batch, window)
+        slopes, report = jax.grad(loss, has_aux=True)(state.params, state.target, seen, sample_key)
+        left = 1 - (1 - config.lr_end) * progress
+        rates = (config.critic_lr * left, lr * left, lr * left)
+        params, optimisers = descended(optimiser, slopes, state.optimiser, state.params, rates)
+        return State(params, followed(state.target, params.q, config.target_update), optimisers), report
+
+    def policy(state: State, *, greedy: bool) -> Policy:
+        def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
+            out, memory = actors.act(state.params.policy, memory, observation)
+            x = jnp.tanh(out)
+            if not greedy:
+                x = jnp.clip(x + config.spread * jax.random.normal(key, x.shape), -1.0, 1.0)
+            return middle + half * x, memory, {"output": out, "chosen": x}
+
+        return Policy(start=actors.start, act=act, execution="decentralised")
+
+    return Algorithm(init, step, policy)

@@ -40,6 +40,7 @@ from jaxmarl_tad.offline import (
     relative,
     resolve_common,
 )
+from jaxmarl_tad.offline.diagnostics import of_weights, watch
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.sharing import Mode
 from jaxmarl_tad.types import Activation, Algorithm, Key, Metrics, Policy
@@ -122,7 +123,7 @@ def make(config: Config, data: Dataset) -> Algorithm:
     assert config.lr is not None and config.window is not None
     base, window = config.lr, config.window
     policies, own, mixing = actor(config, spec), critic(config, spec), linear_mixer(config, spec)
-    optimiser = adam(config.max_grad_norm)
+    optimiser, compared = adam(config.max_grad_norm), watch(data, config.gamma)
     last = jax.lax.stop_gradient
 
     def weights(params: Any, seen: Observation) -> tuple[Array, Array]:
@@ -156,8 +157,9 @@ def make(config: Config, data: Dataset) -> Algorithm:
             "q_loss": q_loss,
             "q": masked_mean(total, seen.valid),
             "advantage": masked_mean(advantage, seen.counts),
-            "effective": 1 / jnp.maximum(masked_mean(weight**2, seen.counts), 1e-12),
-            "log_prob": masked_mean(log_prob, seen.counts),
+            **of_weights(weight, seen.counts),
+            **compared.of_value(seen, total),
+            **compared.of_policy(seen, log_prob),
         }
         return q_loss + policy_loss, report
 

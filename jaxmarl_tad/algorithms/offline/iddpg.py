@@ -29,21 +29,19 @@ Differs besides in that target networks start as copies, and that truncated epis
 their true final observation. Critics have no memory.
 """
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from jaxmarl_tad.config import Real, check_range, require, struct
 from jaxmarl_tad.dataset import Dataset
-from jaxmarl_tad.distributions import normal_log_density
 from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember
 from jaxmarl_tad.offline import Lesson, descended, followed, lesson, resolve_common, rows_of
+from jaxmarl_tad.offline.diagnostics import team_of, watch
+from jaxmarl_tad.offline.numbers import critics, soft_value, spread_out
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.sharing import Mode
 from jaxmarl_tad.targets import beyond_death
@@ -146,35 +144,6 @@ class State(NamedTuple):
     optimiser: Params
 
 
-def critics(config: Config, spec: Spec) -> tuple[Any, Callable[..., Array]]:
-    """``init(key)``, and ``q(params, seen, first, own, all)``, ``[2, T, B, N]``, of both critics.
-
-    ``own`` are the actions that each critic's own agent takes, ``everyone`` those of the others.
-    """
-    plain = dataclasses.replace(config, memory="none", network="mlp", layer_norm=False)
-    n, width = spec.n_agents, spec.action_dim
-    joint = config.critic == "state"
-    shown = spec._replace(obs_dim=spec.state_dim) if joint else spec
-    net = rows_of(plain, shown, 1, fed=n * width if joint else width, gain=1.0)
-    mine = jnp.eye(n, dtype=bool)[..., None]
-
-    def init(key: Key) -> Any:
-        return jax.vmap(net.init)(jax.random.split(key))
-
-    def q(params: Any, seen: Observation, first: Array, own: Array, everyone: Array) -> Array:
-        counts = seen.legal & seen.alive[..., None]
-        told = jnp.where(counts, own, 0.0)
-        if joint:
-            others = jnp.where(counts, everyone, 0.0)
-            each = jnp.where(mine, told[..., None, :, :], others[..., None, :, :])
-            told = each.reshape(*each.shape[:-2], n * width)
-            state = jnp.broadcast_to(seen.state[..., None, :], (*seen.alive.shape, spec.state_dim))
-            seen = seen._replace(agents=state)
-        return jax.vmap(lambda p: net.apply(p, seen, first, told)[..., 0])(params)
-
-    return init, q
-
-
 def make(config: Config, data: Dataset) -> Algorithm:
     """The learner on ``data``; ``config`` as returned by :func:`resolve`."""
     spec = data.spec
@@ -182,8 +151,9 @@ def make(config: Config, data: Dataset) -> Algorithm:
     lr, window, width = config.lr, config.window, spec.action_dim
     low, high = spec.bounds or (-1.0, 1.0)
     middle, half = (low + high) / 2, (high - low) / 2
-    actors, (init_critics, value) = rows_of(config, spec, width), critics(config, spec)
-    optimiser = adam(config.max_grad_norm)
+    actors = rows_of(config, spec, width)
+    init_critics, value = critics(config, spec, joint=config.critic == "state")
+    optimiser, compared = adam(config.max_grad_norm), watch(data, config.gamma)
     last = jax.lax.stop_gradient
 
     def mean(x: Array, seen: Lesson) -> Array:
@@ -193,22 +163,12 @@ def make(config: Config, data: Dataset) -> Algorithm:
 
     def conservative(params: Any, q: Array, out: Array, seen: Lesson, key: Key) -> Array:
         """What both critics hold of many actions, less what they hold of the recorded ones."""
-        shape = (config.samples, *seen.action.shape)
-        anywhere_key, near_key = jax.random.split(key)
-        anywhere = jax.random.uniform(anywhere_key, shape, minval=-1.0, maxval=1.0)
-        noise = config.spread * jax.random.normal(near_key, (2, *shape))
-        legal = seen.now.legal
-        later = jnp.where(seen.seen.alive[1:, ..., None], out[1:], out[:-1])  # the dead have no μ
-        middles = jnp.broadcast_to(jnp.stack([out[:-1], later])[:, None], noise.shape)
-        near = jnp.clip(middles + noise, -1.0, 1.0)
-        deviation = jnp.full_like(near, config.spread)
-        density = jnp.where(legal, normal_log_density(near, middles, deviation), 0.0)
-        dimensions = jnp.sum(legal, axis=-1)
-        flat = jnp.broadcast_to(-np.log(2.0) * dimensions, shape[:-1])
-        densities = jnp.concatenate([flat, density.sum(-1).reshape(-1, *shape[1:-1])])
-        actions = jnp.concatenate([anywhere, near.reshape(-1, *shape[1:])])
-        held = jax.vmap(lambda a: value(params, seen.now, seen.first[:-1], a, seen.action))(actions)
-        every = jax.nn.logsumexp(held - densities[:, None], axis=0) - np.log(len(actions))
+        actions, densities = spread_out(key, seen, out, config.samples, config.spread)
+
+        def held(action: Array) -> Array:
+            return value(params, seen.now, seen.first[:-1], action, seen.action)
+
+        every = soft_value(held, actions, densities)
         return jnp.mean(jax.vmap(lambda gap: masked_mean(gap, seen.counts))(every - q))
 
     def searched(params: Any, mu: Array, seen: Lesson, key: Key) -> Array:
@@ -250,6 +210,7 @@ def make(config: Config, data: Dataset) -> Algorithm:
         share = config.scale / jnp.maximum(size if config.scaling == "published" else last(size), 1e-6)
         share = share if config.scaling != "none" else 1.0
         report = {"loss": error, "q": masked_mean(q[0], seen.counts)}
+        report |= compared.of_value(seen, team_of(q[0], seen.counts))
         ascent = share * masked_mean(climbed, seen.counts)
         policy_loss = config.action_coef * mean(mu, seen)
         if config.form == "bc":

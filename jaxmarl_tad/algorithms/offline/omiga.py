@@ -42,6 +42,7 @@ from jaxmarl_tad.offline import (
     resolve_common,
     rows_of,
 )
+from jaxmarl_tad.offline.diagnostics import of_weights, watch
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.sharing import Mode
 from jaxmarl_tad.types import Activation, Algorithm, Key, Metrics, Policy
@@ -121,7 +122,7 @@ def make(config: Config, data: Dataset) -> Algorithm:
     base, window = config.lr, config.window
     policies, own, mixing = actor(config, spec), critic(config, spec), linear_mixer(config, spec)
     baseline = rows_of(config, spec, 1)
-    optimiser = adam(config.max_grad_norm)
+    optimiser, compared = adam(config.max_grad_norm), watch(data, config.gamma)
 
     def v(params: Any, seen: Lesson) -> Array:
         """V_i of every row, ``[T + 1, B, N]``."""
@@ -151,8 +152,9 @@ def make(config: Config, data: Dataset) -> Algorithm:
             "v": masked_mean(value, seen.counts),
             "exp_z": masked_mean(weight, seen.counts),
             "clamped": masked_mean((z > config.largest_z).astype(jnp.float32), seen.counts),
-            "effective": effective_share(weight, seen.counts),
-            "log_prob": masked_mean(log_prob, seen.counts),
+            **of_weights(weight, seen.counts),
+            **compared.of_value(seen, total),
+            **compared.of_policy(seen, log_prob),
         }
         return q_loss + v_loss + policy_loss, report
 
@@ -182,9 +184,3 @@ def exponential(config: Config, z: Array) -> Array:
     top = jnp.asarray(config.largest_z, jnp.float32)
     inside = jnp.exp(jnp.minimum(z, top))
     return inside if config.extrapolation == "clamp" else inside * (1 + jnp.maximum(z - top, 0.0))
-
-
-def effective_share(weight: Array, counts: Array) -> Array:
-    """(Σ w)² / Σ w² as a share of the number of weights: 1 if all are equal."""
-    total = masked_mean(weight, counts)
-    return total**2 / jnp.maximum(masked_mean(weight**2, counts), 1e-12)

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jaxmarl_tad import distributions
-from jaxmarl_tad.dataset import Dataset, at, draw_windows
+from jaxmarl_tad.dataset import Dataset, at, window_at, window_rows
 from jaxmarl_tad.networks.net import agent_inputs, network, resolve_kind, state_inputs, unroll
 from jaxmarl_tad.optimise import Optimiser
 from jaxmarl_tad.sharing import init_sets, over_agents, over_rows, sharing
@@ -47,6 +47,8 @@ class Lesson(NamedTuple):
     """Whether the row is a step."""
     last: Bool[Array, "T B"]
     """Whether no action is recorded of what the step led to."""
+    row: Int[Array, "T B"]
+    """Of the dataset."""
 
     @property
     def now(self) -> Observation:
@@ -70,7 +72,8 @@ def lesson(data: Dataset, key: Key, batch: int, length: int, margin: float = 1e-
         drawn, valid = at(data, rows), jnp.ones(rows.shape, bool)
         first = jnp.zeros(rows.shape, bool).at[0].set(True)
     else:
-        drawn, valid = draw_windows(data, key, batch, length + 1)
+        rows, inside = window_rows(data, key, batch, length + 1)
+        drawn, valid = window_at(data, rows, inside)
         first = drawn.first
     action = drawn.action[:-1]
     if not data.spec.discrete:
@@ -84,6 +87,7 @@ def lesson(data: Dataset, key: Key, batch: int, length: int, margin: float = 1e-
         terminated=drawn.terminated[:-1],
         valid=valid[:-1],
         last=(drawn.terminated | drawn.truncated)[:-1],
+        row=rows[:-1],
     )
 
 
@@ -95,7 +99,8 @@ class Rows(NamedTuple):
     """``apply(params, seen, first)`` on recorded rows; actions go behind it where they are fed in."""
     start: Callable[[], Memory]
     act: Callable[..., tuple[Float[Array, "N K"], Memory]]
-    """``act(params, memory, observation)``: what each agent's network says of its own row."""
+    """``act(params, memory, observation)``: what each agent's network says of its own row; actions go
+    behind it as well."""
 
 
 def rows_of(config: Any, spec: Spec, outputs: int, *, fed: int = 0, gain: float = 0.01) -> Rows:
@@ -129,8 +134,13 @@ def rows_of(config: Any, spec: Spec, outputs: int, *, fed: int = 0, gain: float 
         lone, together = (functools.partial(f, params) for f in (one, many))
         return unroll(lone, start(), memory, views, first, together)[0]
 
-    def act(params: Params, memory: Memory, observation: Observation) -> tuple[Array, Memory]:
-        return one(params, memory, jax.vmap(view)(observation.agents, agents))
+    def act(
+        params: Params, memory: Memory, observation: Observation, action: Array | None = None
+    ) -> tuple[Array, Memory]:
+        views = jax.vmap(view)(observation.agents, agents)
+        if action is not None:
+            views = jnp.concatenate([views, action], axis=-1)
+        return one(params, memory, views)
 
     return Rows(lambda key: init_sets(net.init, key, share), apply, start, act)
 
@@ -248,9 +258,9 @@ def linear_mixer(config: Any, spec: Spec) -> Linear:
 
 
 def mixed(
-    weights: tuple[Float[Array, "*batch N"], Float[Array, "*batch"]], x: Float[Array, "*batch N"]
-) -> Float[Array, "*batch"]:
-    """Σ_i w_i x_i + b."""
+    weights: tuple[Float[Array, "*batch N"], Float[Array, "*batch"]], x: Float[Array, "*more N"]
+) -> Float[Array, "*more"]:
+    """Σ_i w_i x_i + b, where ``x`` may have axes more in front."""
     return jnp.sum(weights[0] * x, axis=-1) + weights[1]
 
 
