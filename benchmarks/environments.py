@@ -28,6 +28,8 @@ NAMES = (
     "lbf/15x15-4p-5f",
     "rware/tiny-2ag",
     "rware/small-4ag",
+    "football/3_vs_1_with_keeper",
+    "football/counterattack_easy",
 )
 ENVS, STEPS, REPEATS = 64, 1000, 5
 

@@ -136,6 +136,8 @@ def draw(axes: Any, scene: Scene) -> None:
     axes.set_yticks([])
     if scene.grid:
         _draw_cells(axes, scene)
+    for *begin, x, y in scene.lines:
+        axes.plot([begin[0], x], [begin[1], y], color="#bbbbbb", linewidth=1, zorder=0)
     for point in scene.points:
         _draw_point(axes, point, downwards=scene.grid)
 

@@ -11,6 +11,8 @@ from tad_envs import (
     colours,
     continuous,
     didactic,
+    football,
+    football_scenarios,
     hallway,
     jumanji,
     lbf,
@@ -201,6 +203,8 @@ def _register_all() -> None:
         register(f"predator_prey/{factory.__name__}", factory)
     for scenario in smax.MAPS:
         register(f"smax/{scenario}", _battle(scenario))
+    for key in football_scenarios.SCENARIOS:
+        register(f"football/{key}", football.scenario(key))
     register("ltr/synthetic", ltr.synthetic)
     register("ltr/letor", ltr.from_file)
     register("jumanji/connector", jumanji.connector)

@@ -43,6 +43,8 @@ class Scene(NamedTuple):
     """Whether places are cells of a grid, with row 0 at the top."""
     walls: tuple[tuple[int, int], ...] = ()
     """Cells ``(row, column)`` that nobody enters."""
+    lines: tuple[tuple[float, float, float, float], ...] = ()
+    """Drawn on the ground from ``(x, y)`` to ``(x, y)``."""
     title: str = ""
 
 
