@@ -30,6 +30,7 @@ NAMES = (
     "rware/small-4ag",
     "football/3_vs_1_with_keeper",
     "football/counterattack_easy",
+    "predator_prey/stag_hunt",
 )
 ENVS, STEPS, REPEATS = 64, 1000, 5
 

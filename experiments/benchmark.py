@@ -1,12 +1,12 @@
 """Methods on tasks, beside what was published: one table, learning curves, and who beats whom.
 
-    python experiments/benchmark.py                          # particles: about an hour on a CPU
+    python experiments/benchmark.py                          # foraging, particles, a hunt: hours
     python experiments/benchmark.py --suite lbf --methods ippo,vdn --seeds 4
     python experiments/benchmark.py --suite mpe --tasks spread --methods all --steps 2000000
 
-Suites, budgets, settings, published figures and bars are in `tasks.py`. Each method and task is one
-program for all seeds. A run that was cut off is continued where it stood, and one that is complete is
-not run again.
+Suites, budgets, published figures and bars are in `tasks.py`, settings in `settings.py`. Each method
+and task is one program for all seeds. A run that was cut off is continued where it stood, and
+one that is complete is not run again.
 
 ``ours`` is the mean over seeds of the last policy, acting greedily in fresh episodes, between the
 ``worst`` and the ``best`` seed; ``peak`` is the best of ten evaluations of that mean, which is how
@@ -25,7 +25,8 @@ import pathlib
 from typing import Any
 
 import numpy as np
-from tasks import SETTINGS, SUITES, Task
+from settings import SETTINGS
+from tasks import SUITES, Task
 
 import jaxmarl_tad as jt
 from jaxmarl_tad import report, statistics
@@ -136,7 +137,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suite", default="mpe", choices=sorted(SUITES))
+    parser.add_argument("--suite", default="cpu", choices=sorted(SUITES))
     parser.add_argument("--tasks", help="those of the suite whose names contain one of these, a,b")
     parser.add_argument("--methods", help="names, a,b, or all; the tasks' own unless given")
     parser.add_argument("--seeds", type=int, default=8)

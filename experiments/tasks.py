@@ -1,4 +1,4 @@
-"""What `benchmark.py` runs: tasks with their published figures, settings of the methods, suites."""
+"""What `benchmark.py` runs: tasks with their published figures, and suites of them."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jaxmarl_tad as jt
 
 EPYMARL = "Papoudakis et al. 2021: 20 M steps on-policy (warehouse 40 M), 2 M off-policy (4 M)"
-MAVA = "Mava's plots, 10 M steps (2s3z: 1 M), upstream's older rules"
+JAXMARL = "JaxMARL's curves as Mava plots them, 10 M steps (2s3z: 1 M), older rules"
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Task:
     env: str
     """As :func:`jaxmarl_tad.make` takes it."""
     settings: str
-    """Which of `SETTINGS` the methods take."""
+    """Which of `settings.SETTINGS` the methods take."""
     common: dict[str, Any]
     """Fields of all methods whose settings do not say otherwise."""
     steps: int
@@ -47,47 +47,6 @@ class Task:
         return values if self.scale is None else env.to_scale(values, self.scale)  # pyright: ignore
 
 
-PPO = {"envs": 64, "epochs": 4, "minibatches": 8, "lr": 1e-3, "lam": 0.95, "entropy_coef": 0.01}
-ACTOR_CRITIC = {"envs": 16, "lr": 1e-3, "entropy_coef": 0.01}
-VALUE = {
-    "envs": 16, "updates": 4, "batch": 32, "capacity": 512, "lr": 3e-3, "lr_end": 0.3, "gamma": 0.9,
-    "lam": 0.6, "epsilon_end": 0.05, "epsilon_fraction": 0.2, "target_update": 0.02,
-}  # fmt: skip
-SEQUENCE = PPO | {"lr": 2e-3, "lr_end": 0.1, "entropy_end": 1.0, "embed": 32}
-HATRPO = {"envs": 64, "critic_epochs": 4, "minibatches": 8, "lr": 1e-3, "lam": 0.95, "max_kl": 0.01}
-DETERMINISTIC = {
-    "envs": 16, "updates": 2, "batch": 256, "capacity": 8192, "lr": 3e-4, "critic_lr": 1e-3, "lam": 0.6,
-    "target_update": 0.01,
-}  # fmt: skip
-PQN = {
-    "envs": 64, "epochs": 2, "minibatches": 8, "lr": 1e-3, "lr_end": 0.1, "gamma": 0.9, "lam": 0.6,
-    "epsilon_end": 0.05, "epsilon_fraction": 0.2,
-}  # fmt: skip
-PARTICLES = {
-    "ippo": PPO, "mappo": PPO, "tad_ppo": PPO, "happo": PPO, "haa2c": PPO, "annealed_joint": PPO,
-    "ar_ppo": PPO | {"entropy_end": 1.0}, "magpo": PPO | {"entropy_end": 1.0}, "hatrpo": HATRPO,
-    "mat": SEQUENCE, "mat_dec": SEQUENCE, "sable": SEQUENCE,
-    "ia2c": ACTOR_CRITIC | {"lr": 3e-3, "critic_lr_scale": 1.0, "entropy_coef": 0.03},
-    "maa2c": ACTOR_CRITIC | {"critic_lr_scale": 5.0, "entropy_coef": 0.05},
-    "ippo_epymarl": ACTOR_CRITIC, "mappo_epymarl": ACTOR_CRITIC,
-    "coma": ACTOR_CRITIC | {"updates": 8},
-    "mackrl": ACTOR_CRITIC | {"epsilon_start": 0.2},
-    "pareto_ac": {"envs": 16, "lr": 1e-3, "critic_lr_scale": 20.0, "entropy_start": 1.0},
-    "iql": VALUE, "vdn": VALUE, "qmix": VALUE, "ow_qmix": VALUE, "cw_qmix": VALUE,
-    "qplex": VALUE | {"lr": 1e-3}, "qtran": VALUE | {"lr": 1e-3}, "qtran_alt": VALUE | {"lr": 1e-3},
-    "pqn_vdn": PQN, "tad_dqn": {k: v for k, v in VALUE.items() if k != "lam"} | {"lr": 1e-3},
-    "maddpg": DETERMINISTIC, "facmac": DETERMINISTIC,
-}  # fmt: skip
-ADVANTAGE = {"envs": 16, "steps": 10, "lr": 1e-3, "critic_lr_scale": 2.0, "entropy_coef": 0.01}
-EATER = VALUE | {"gamma": 0.95, "capacity": 1024, "epsilon_fraction": 0.3}
-FORAGING = {
-    "ippo": PPO, "mappo": PPO | {"entropy_coef": 0.02}, "tad_ppo": PPO | {"entropy_coef": 0.02},
-    "ia2c": ADVANTAGE, "maa2c": ADVANTAGE,
-    "iql": EATER, "vdn": EATER, "qmix": EATER,
-}  # fmt: skip
-SETTINGS: dict[str, dict[str, dict[str, Any]]] = {"particles": PARTICLES, "foraging": FORAGING}
-"""By kind of task and method. Chosen by runs of seeds 0 and 1; what is reported comes from others."""
-
 FOUR = ("ippo", "mappo", "vdn", "qmix")
 SPAN = {"": 0.5} | dict.fromkeys(FOUR, 0.85)
 
@@ -117,8 +76,63 @@ FORAGING_8 = Task(
         "vdn": 1.0, "qmix": 0.96,
     },
 )  # fmt: skip
+NEVER: dict[str, float] = dict.fromkeys(("ippo", "vdn", "qmix"), 0.0)
+HUNTERS = ("ippo", "vdn", "qmix", "qtran", "qplex", "tad_ppo")
+
+
+def hunt(size: str, optimum: float, steps: int) -> Task:
+    """A stag hunt with a punishment of 2: half of what can be had, or not a catch."""
+    escapes: dict[str, float] = dict.fromkeys(("qtran", "qplex", "tad_ppo"), optimum / 2)
+    return Task(
+        f"predator_prey/stag_hunt{size}", "hunting", {"gamma": 0.95}, steps, HUNTERS,
+        optimum=optimum, at_least=escapes, at_most=NEVER,
+    )  # fmt: skip
+
+
+SMALL_HUNT = hunt("/size=5/n_agents=2/n_prey=1/horizon=25", 10, 300_000)
+STAG_HUNT = hunt("", 40, 5_000_000)
+
+
+def battle(scenario: str, steps: int, **published: float) -> Task:
+    """A map of SMAX, by the share of battles that are won."""
+    return Task(
+        f"smax/{scenario}", "battle", {"gamma": 0.99}, steps, ("ippo", "mappo", "qmix"),
+        measure="won", source=JAXMARL, published=published, span={"": 0.85},
+    )  # fmt: skip
+
+
+BATTLES = (
+    battle("3m", 1_000_000),
+    battle("2s3z", 1_000_000, ippo=0.90, mappo=1.00),
+    battle("3s5z", 10_000_000, ippo=0.55, mappo=0.70),
+    battle("5m_vs_6m", 10_000_000, ippo=0.12, mappo=0.05),
+)
+
+
+def warehouse(scenario: str, **published: float) -> Task:
+    """A robotic warehouse, by what is delivered in 500 steps."""
+    return Task(
+        f"rware/{scenario}", "warehouse", {"gamma": 0.99}, 40_000_000, ("ippo", "mappo"),
+        source=EPYMARL, published=published, span={"": 0.85},
+        more_steps=dict.fromkeys(("iql", "vdn", "qmix"), 4_000_000),
+    )  # fmt: skip
+
+
+WAREHOUSES = (
+    warehouse("tiny-2ag", iql=0.28, ippo=20.22, mappo=21.16, vdn=0.12, qmix=0.14),
+    warehouse("tiny-4ag", iql=0.72, ippo=31.82, mappo=49.42, vdn=0.80, qmix=0.30),
+    warehouse("small-4ag", iql=0.14, ippo=19.78, mappo=27.00, vdn=0.18, qmix=0.06),
+)
+RANKING = Task("ltr/synthetic", "ranking", {}, 400_000, ("ippo", "vdn", "qmix"), span={"": 0.5})
+
+PARTICLES = (SPREAD, SPEAKER_LISTENER)
 SUITES: dict[str, tuple[Task, ...]] = {
-    "mpe": (SPREAD, SPEAKER_LISTENER),
+    "cpu": (FORAGING_8, *PARTICLES, SMALL_HUNT),
     "lbf": (FORAGING_8,),
+    "mpe": PARTICLES,
+    "predator_prey": (SMALL_HUNT, STAG_HUNT),
+    "smax": BATTLES,
+    "rware": WAREHOUSES,
+    "ltr": (RANKING,),
 }
-"""Tasks that are run together."""
+"""Tasks that are run together; all but those of ``cpu`` and their families ask for an accelerator."""

@@ -25,6 +25,7 @@ from tad_envs import (
     riddle,
     rware,
     smax,
+    stag_hunt,
 )
 from tad_envs.struct import Real, check_arguments, lookup, require
 from tad_envs.types import Environment
@@ -199,7 +200,7 @@ def _register_all() -> None:
     register("rware", rware.warehouse)
     for scenario in rware.scenarios():
         register(f"rware/{scenario}", _warehouse(scenario))
-    for factory in (predator_prey.stag_hunt, predator_prey.qtran):
+    for factory in (stag_hunt.stag_hunt, predator_prey.qtran):
         register(f"predator_prey/{factory.__name__}", factory)
     for scenario in smax.MAPS:
         register(f"smax/{scenario}", _battle(scenario))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tad_envs import check, make
-from tad_envs.predator_prey import CATCH, STAY, Hunt
+from tad_envs.hunt import CATCH, STAY, Hunt
 
 SMALL = "predator_prey/stag_hunt/size=5/n_agents=4/n_prey=3/horizon=40"
 STEPS = [(0, 1), (1, 0), (0, -1), (-1, 0), (0, 0)]
