@@ -72,9 +72,11 @@ class Dataset:
     """The folder that it was read from."""
     limit: int = 0
     """Bytes of it that a device holds at a time; 0: all. See :class:`Windows`."""
+    scale: tuple[float, float] | None = None
+    """Returns of random play and of a reference, which :func:`normalised` calls 0 and 100."""
 
     held_once = True
-    host_fields = ("label", "path", "limit")
+    host_fields = ("label", "path", "limit", "scale")
 
     @property
     def steps(self) -> int:
@@ -156,6 +158,25 @@ def lengths(data: Dataset) -> np.ndarray:
     """The number of steps of each episode, on the host."""
     begins = np.flatnonzero(np.asarray(data.first))
     return np.diff(np.append(begins, len(data.first))) - 1
+
+
+def normalised(data: Dataset, values: Any) -> np.ndarray:
+    """Returns as scores: 0 is random play, and 100 the reference of ``data.scale``."""
+    require(data.scale is not None, f"{data.name!r} has no scale; give record(scale=(random, best)).")
+    random, best = data.scale or (0.0, 1.0)
+    return 100 * (np.asarray(values, np.float64) - random) / (best - random)
+
+
+def as_scale(scale: Any) -> tuple[float, float] | None:
+    """A pair of different finite numbers, or None."""
+    if scale is None:
+        return None
+    low, high = (float(value) for value in scale)
+    require(
+        bool(np.isfinite([low, high]).all()) and low != high,
+        f"scale=({low:g}, {high:g}) must be two different numbers.",
+    )
+    return low, high
 
 
 class Episode(NamedTuple):

@@ -70,6 +70,7 @@ def mix(
         {leaf: np.concatenate([each[leaf] for each in found]) for leaf in common},
         longest,
         env=parts[0].env if len({part.env for part in parts}) == 1 else "",
+        scale=parts[0].scale if len({part.scale for part in parts}) == 1 else None,
         name=name or "+".join(dict.fromkeys(part.name for part in parts)),
         label=label or "+".join(dict.fromkeys(part.label for part in parts if part.label)),
     )
@@ -84,7 +85,8 @@ def subset(data: Dataset, episodes: Any, *, label: str | None = None) -> Dataset
     rows = np.concatenate([np.arange(int(begins[i]), int(ends[i])) for i in chosen])
     found = {leaf: value[rows] for leaf, value in leaves(data).items()}
     label = data.label if label is None else label
-    return from_leaves(found, data.spec, env=data.env, name=data.name, label=label)
+    about = {"env": data.env, "name": data.name, "label": label, "scale": data.scale}
+    return from_leaves(found, data.spec, **about)
 
 
 def by_return(

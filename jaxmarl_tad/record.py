@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxmarl_tad import devices, distributions, programs
 from jaxmarl_tad.config import require
-from jaxmarl_tad.dataset import Dataset, from_leaves
+from jaxmarl_tad.dataset import Dataset, as_scale, from_leaves
 from jaxmarl_tad.job import Game, as_game
 from jaxmarl_tad.rollout import episodes as whole_episodes
 from jaxmarl_tad.run import Trained, same_sizes
@@ -46,6 +46,7 @@ def record(
     member: int | str = "best",
     seed: int = 0,
     label: str = "",
+    scale: tuple[float, float] | None = None,
 ) -> Dataset:
     """Act on ``episodes`` whole episodes of ``env`` and keep all that happened.
 
@@ -65,6 +66,8 @@ def record(
             for equal shares.
         seed: Of all that is drawn.
         label: What quality the data is of, kept with it.
+        scale: Mean returns of random play and of a reference, such as the best policy that is known,
+            kept with it: what :func:`jaxmarl_tad.dataset.normalised` calls 0 and 100.
 
     Returns:
         The dataset. ``log_prob`` is there if it is known for every policy: ``"random"``, ``"sample"``
@@ -119,6 +122,7 @@ def record(
         "name": name,
         "label": label,
         "spec": game.spec._asdict(),
+        "scale": as_scale(scale),
         "recipe": {
             "policies": [actor.about for actor in actors],
             "explore": explore,
@@ -128,7 +132,7 @@ def record(
             "first_episodes": _digest(first),
         },
     }
-    spec = {"spec": game.spec, "env": about["env"], "name": name, "label": label}
+    spec = {"spec": game.spec, **{key: about[key] for key in ("env", "name", "label", "scale")}}
     if there is None:
         parts = [first, *(rows(i, x) for i, x in _ahead(begun, 1, len(blocks)))]
         return from_leaves({n: np.concatenate([p[n] for p in parts]) for n in first}, **spec)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmarl_tad.dataset import LEAVES, Dataset, from_leaves, leaves
+from jaxmarl_tad.dataset import LEAVES, Dataset, as_scale, from_leaves, leaves
 from tad_envs import Spec, require
 
 MANIFEST, RECORDING = "manifest.json", "recording.json"
@@ -68,7 +68,7 @@ def load_data(
             told = "is damaged: its checksum is another"
         require(told is None, f"{str(path)!r} cannot be used: its file {name!r} {told}.")
     host: dict[str, Any] = {key: about[key] for key in ("env", "name", "label")}
-    host["path"] = str(there)
+    host |= {"path": str(there), "scale": as_scale(about.get("scale"))}
     held = sum(math.prod(x["shape"]) * np.dtype(x["dtype"]).itemsize for x in about["leaves"].values())
     if limit is not None and held > limit:
         return from_leaves(_mapped(there, about), spec_of(about), limit=limit, **host)
@@ -155,7 +155,7 @@ def save_data(
     empty = not there.exists() or (there.is_dir() and not any(there.iterdir()))
     require(empty, f"path={str(path)!r} exists; a dataset is never written over.")
     about = {"env": data.env, "name": data.name, "label": data.label, "spec": data.spec._asdict()}
-    about["recipe"] = {"from": "memory"} if recipe is None else recipe
+    about |= {"scale": data.scale, "recipe": {"from": "memory"} if recipe is None else recipe}
     writer = Writer(there, {name: x[:0] for name, x in found.items()}, len(data.reward), about)
     writer.add(0, found)
     writer.finish()

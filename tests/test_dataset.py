@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import jaxmarl_tad as jt
-from jaxmarl_tad import formats, quality, storage
+from jaxmarl_tad import dataset, formats, quality, storage
 from jaxmarl_tad.cli import main
 from jaxmarl_tad.dataset import Episode, Windows, draw_windows, from_episodes, leaves, lengths, returns
 from tad_envs import Observation, Spec
@@ -475,6 +475,21 @@ def test_hdf5_is_read_where_h5py_is(tmp_path):
         for name, x in there.items():
             file[name] = x
     check_omiga(formats.read_omiga(tmp_path / "hopper.hdf5", limit=3), there)
+
+
+def test_scores_are_shares_of_the_way_from_random_play_to_the_reference(tmp_path):
+    data = dataclasses.replace(numbered_data(20), scale=(-2.0, 6.0))
+    np.testing.assert_allclose(dataset.normalised(data, [-2, 6, 2]), [0, 100, 50])
+    there = jt.save_data(data, tmp_path / "a")
+    assert storage.manifest(there)["scale"] == [-2.0, 6.0]
+    again = jt.load_data(there)
+    assert again.scale == jt.by_return(again).scale == jt.mix([again, again]).scale == (-2.0, 6.0)
+    plain = numbered_data(20)
+    assert jt.mix([again, plain]).scale is None
+    with pytest.raises(ValueError, match="has no scale"):
+        dataset.normalised(plain, 1.0)
+    with pytest.raises(ValueError, match="two different numbers"):
+        jt.record("random", "matrix/climbing", episodes=2, scale=(1, 1))
 
 
 def test_omigas_starcraft_pickles_are_refused_and_their_arrays_read(tmp_path):
