@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from tad_envs import make
 
 NAMES = (
+    "traffic/grid3x3",
     "mpe/spread",
     "mpe/speaker_listener",
     "hallway/meet",

@@ -64,12 +64,13 @@ RANKING = {
     "ippo": PPO | {"envs": 256}, "mappo": PPO | {"envs": 256},
     "vdn": RANKER, "qmix": RANKER, "qplex": RANKER,
 }  # fmt: skip
+SIGNALS = dict.fromkeys(("ippo", "mappo"), PPO | {"envs": 32, "steps": 30, "entropy_coef": 0.003})
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "particles": PARTICLES, "foraging": FORAGING, "hunting": HUNTING, "battle": BATTLE,
-    "warehouse": WAREHOUSE, "ranking": RANKING,
+    "warehouse": WAREHOUSE, "ranking": RANKING, "signals": SIGNALS,
 }  # fmt: skip
-"""By kind of task and method. Those of particles, foraging and hunting were chosen by runs of seeds 0
-and 1 (on the hunt, of TAD-PPO, whose settings IPPO has too), and what is reported comes from others.
-Those of battles, warehouses and ranking are the particles' with the memory and the widths that were
-published, and were not chosen by runs.
+"""By kind of task and method. Those of particles, foraging, hunting and signals were chosen by runs of
+seeds 0 and 1 (on the hunt, of TAD-PPO, whose settings IPPO has too), and what is reported comes from
+others. Those of battles, warehouses and ranking are the particles' with the memory and the widths that
+were published, and were not chosen by runs.
 """

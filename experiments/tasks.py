@@ -124,6 +124,11 @@ WAREHOUSES = (
     warehouse("small-4ag", iql=0.14, ippo=19.78, mappo=27.00, vdn=0.18, qmix=0.06),
 )
 RANKING = Task("ltr/synthetic", "ranking", {}, 400_000, ("ippo", "vdn", "qmix"), span={"": 0.5})
+GRID = Task(
+    "traffic/grid3x3", "signals", {"gamma": 0.97}, 300_000, ("ippo", "mappo"),
+    optimum=-442.4,  # of the best controller, which gives green to the longest queue; 32 episodes
+    at_least={"mappo": 1.05 * -442.4},
+)  # fmt: skip
 
 PARTICLES = (SPREAD, SPEAKER_LISTENER)
 SUITES: dict[str, tuple[Task, ...]] = {
@@ -134,5 +139,6 @@ SUITES: dict[str, tuple[Task, ...]] = {
     "smax": BATTLES,
     "rware": WAREHOUSES,
     "ltr": (RANKING,),
+    "traffic": (GRID,),
 }
 """Tasks that are run together; all but those of ``cpu`` and their families ask for an accelerator."""

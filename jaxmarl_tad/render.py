@@ -22,6 +22,9 @@ COLOURS = {
     "requested": "#c23b8f",
     "goal": "#3f8f3f",
     "landmark": "#9a9a9a",
+    "signal": "#4a4a4a",
+    "going": "#3f8f3f",
+    "waiting": "#b5342b",
 }
 """Of the kinds of points; black for others."""
 _SQUARE = {"shelf", "requested", "goal"}

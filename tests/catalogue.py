@@ -9,7 +9,7 @@ import pytest
 from tad_envs import Environment, make, registry
 
 DATA = pathlib.Path(__file__).parent / "envs" / "data"
-PACKAGES = ("jaxmarl/", "jumanji/", "smax/")
+PACKAGES = ("jaxmarl/", "jumanji/", "smax/", "mamujoco/", "hands/")
 """What games of other packages are called here."""
 
 

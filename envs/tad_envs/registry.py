@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib.metadata
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -14,9 +15,11 @@ from tad_envs import (
     football,
     football_scenarios,
     hallway,
+    hands,
     jumanji,
     lbf,
     ltr,
+    mamujoco,
     matrix,
     mpe,
     partial,
@@ -26,6 +29,7 @@ from tad_envs import (
     rware,
     smax,
     stag_hunt,
+    traffic,
 )
 from tad_envs.struct import Real, check_arguments, lookup, require
 from tad_envs.types import Environment
@@ -34,6 +38,9 @@ Factory = Callable[..., Environment]
 """Makes an environment from annotated keyword arguments."""
 
 _FACTORIES: dict[str, Factory] = {}
+
+_OPTIONAL = {"mamujoco": ("brax", "brax"), "hands": ("mujoco-mjx", "mjx")}
+"""Families of games that are listed only where a package is installed, and our extra that has it."""
 
 
 def register(name: str, factory: Factory) -> None:
@@ -48,7 +55,7 @@ def register(name: str, factory: Factory) -> None:
 
 
 def environments() -> list[str]:
-    """All names, sorted."""
+    """All names of what can be made here, sorted: some need a package that is an extra."""
     return sorted(_FACTORIES)
 
 
@@ -60,12 +67,25 @@ def make(name: str, /, **parameters: Any) -> Environment:
     """
     require(isinstance(name, str), f"environment must be given by name, not by {name!r}.")
     base, written = _split(name)
+    family = base.partition("/")[0]
+    package, extra = _OPTIONAL.get(family, ("", ""))
+    require(
+        _installed(family),
+        f"{base} needs {package}, which is not installed: pip install 'jaxmarl_tad[{extra}]'.",
+    )
     factory = lookup(_FACTORIES, base, "environment")
     for key in parameters:
         require(key not in written, f"{base}: {key} is given in the name and as a keyword.")
     given = {**written, **parameters}
     check_arguments(factory, given, base)
     return _named(factory(**given), "/".join([base, *_labels(given)]))
+
+
+def _installed(family: str) -> bool:
+    """Whether the package is there that a family needs, if it needs one."""
+    if family not in _OPTIONAL:
+        return True
+    return any(True for _ in importlib.metadata.distributions(name=_OPTIONAL[family][0]))
 
 
 def _split(name: str) -> tuple[str, dict[str, Any]]:
@@ -206,6 +226,9 @@ def _register_all() -> None:
         register(f"smax/{scenario}", _battle(scenario))
     for key in football_scenarios.SCENARIOS:
         register(f"football/{key}", football.scenario(key))
+    register("traffic", traffic.traffic)
+    for factory in (traffic.grid3x3, traffic.grid6x6, traffic.spill2x4, traffic.arterial):
+        register(f"traffic/{factory.__name__}", factory)
     register("ltr/synthetic", ltr.synthetic)
     register("ltr/letor", ltr.from_file)
     register("jumanji/connector", jumanji.connector)
@@ -213,6 +236,11 @@ def _register_all() -> None:
     for game, scenarios in jumanji.SCENARIOS.items():
         for key in scenarios:
             register(f"jumanji/{game}/{key}", jumanji.scenario(game, key))
+    if _installed("mamujoco"):
+        for key in mamujoco.TASKS:
+            register(f"mamujoco/{key}", mamujoco.task(key))
+    if _installed("hands"):
+        register("hands/throw_catch", hands.throw_catch)
 
 
 _register_all()
