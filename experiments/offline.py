@@ -18,8 +18,8 @@ Parts, a table each, in which ``expected`` says what should be and ``holds`` whe
 ``methods``      methods x datasets. On the expert's nobody may lose more than 5 % against the data,
                  and on the others methods that learn values not fall below the data. On the hallway's
                  medium data OMIGA is above BC: the data mostly stop early for 4, and 5 is further on.
-                 On the spread temperatures and weights are the defaults, which are made for rewards
-                 of about 1: there IDDPG+BC, OMAR and above all ICQ fall short of the expert.
+                 On the spread all settings are the methods' defaults, and learning is short: there
+                 IDDPG+BC, OMAR and above all ICQ fall short of the expert.
 ``alpha``        OMIGA on the one-step game with payoffs 0, 1, 1, -2 against its closed form, in data
                  sets with every joint action, without (1, 1), and with (0, 1) and (1, 0) alone. Without
                  (1, 1) it gets worse as α falls: it leaves what the data support.
