@@ -227,8 +227,9 @@ def _register_all() -> None:
     for key in football_scenarios.SCENARIOS:
         register(f"football/{key}", football.scenario(key))
     register("traffic", traffic.traffic)
-    for factory in (traffic.grid3x3, traffic.grid6x6, traffic.spill2x4, traffic.arterial):
-        register(f"traffic/{factory.__name__}", factory)
+    register("traffic/arterial", traffic.arterial)
+    for key in traffic.SETTINGS:
+        register(f"traffic/{key}", traffic.setting(key))
     register("ltr/synthetic", ltr.synthetic)
     register("ltr/letor", ltr.from_file)
     register("jumanji/connector", jumanji.connector)

@@ -25,7 +25,9 @@ then right turns. Arrivals are Poisson, or ``"constant"``. A step draws once.
 :mod:`tad_envs.types`.
 """
 
-from typing import Literal, NamedTuple
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -523,70 +525,36 @@ def traffic(
     )
 
 
-def grid3x3(
-    *,
-    demand_ns: Real = 0.16,
-    demand_ew: Real = 0.16,
-    vehicles: Vehicles = "fluid",
-    reward: Reward = "queue",
-    min_green: int = 1,
-    horizon: int = 360,
-) -> Traffic:
-    """Nine intersections far enough apart to be nearly independent: greedy control is hard to beat."""
-    return traffic(
-        demand_ns=demand_ns,
-        demand_ew=demand_ew,
-        vehicles=vehicles,
-        reward=reward,
-        min_green=min_green,
-        horizon=horizon,
-    )
+SETTINGS: dict[str, tuple[dict[str, float | int], str]] = {
+    "grid3x3": (
+        {"rows": 3, "columns": 3},
+        "Nine intersections far enough apart to be nearly independent: greedy control is hard to beat.",
+    ),
+    "grid6x6": ({"rows": 6, "columns": 6}, "36 intersections: many agents."),
+    "spill2x4": (
+        {"rows": 2, "columns": 4, "demand_ns": 0.12, "demand_ew": 0.2, "capacity": 2.0},
+        "Links so short that greedy control ends in gridlock, where a plan in step serves more.",
+    ),
+}
+"""Grids that are known by name: what differs from :func:`traffic`, and what they are for."""
 
 
-def grid6x6(
-    *,
-    demand_ns: Real = 0.16,
-    demand_ew: Real = 0.16,
-    vehicles: Vehicles = "fluid",
-    reward: Reward = "queue",
-    min_green: int = 1,
-    horizon: int = 360,
-) -> Traffic:
-    """36 intersections: many agents."""
-    return traffic(
-        rows=6,
-        columns=6,
-        demand_ns=demand_ns,
-        demand_ew=demand_ew,
-        vehicles=vehicles,
-        reward=reward,
-        min_green=min_green,
-        horizon=horizon,
-    )
+def setting(key: str) -> Callable[..., Traffic]:
+    """What makes one of :data:`SETTINGS`; its arguments are those of :func:`traffic` less sizes."""
+    own, about = SETTINGS[key]
+    arguments = [
+        argument.replace(default=own.get(name, argument.default))
+        for name, argument in inspect.signature(traffic).parameters.items()
+        if name not in ("rows", "columns")
+    ]
 
+    def game(**fields: Any) -> Traffic:
+        return traffic(**{**own, **fields})
 
-def spill2x4(
-    *,
-    demand_ns: Real = 0.12,
-    demand_ew: Real = 0.2,
-    capacity: Real = 2.0,
-    vehicles: Vehicles = "fluid",
-    reward: Reward = "queue",
-    min_green: int = 1,
-    horizon: int = 360,
-) -> Traffic:
-    """Links so short that greedy control ends in gridlock, where a plan in step serves more."""
-    return traffic(
-        rows=2,
-        columns=4,
-        demand_ns=demand_ns,
-        demand_ew=demand_ew,
-        capacity=capacity,
-        vehicles=vehicles,
-        reward=reward,
-        min_green=min_green,
-        horizon=horizon,
-    )
+    game.__doc__ = about
+    game.__annotations__ = {argument.name: argument.annotation for argument in arguments}
+    game.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    return game
 
 
 def arterial(
