@@ -67,18 +67,23 @@ def make(name: str, /, **parameters: Any) -> Environment:
     """
     require(isinstance(name, str), f"environment must be given by name, not by {name!r}.")
     base, written = _split(name)
+    factory = factory_of(base)
+    for key in parameters:
+        require(key not in written, f"{base}: {key} is given in the name and as a keyword.")
+    given = {**written, **parameters}
+    check_arguments(factory, given, base)
+    return _named(factory(**given), "/".join([base, *_labels(given)]))
+
+
+def factory_of(base: str) -> Factory:
+    """What makes the environment ``base``; refuses unknown names and those whose package is missing."""
     family = base.partition("/")[0]
     package, extra = _OPTIONAL.get(family, ("", ""))
     require(
         _installed(family),
         f"{base} needs {package}, which is not installed: pip install 'jaxmarl_tad[{extra}]'.",
     )
-    factory = lookup(_FACTORIES, base, "environment")
-    for key in parameters:
-        require(key not in written, f"{base}: {key} is given in the name and as a keyword.")
-    given = {**written, **parameters}
-    check_arguments(factory, given, base)
-    return _named(factory(**given), "/".join([base, *_labels(given)]))
+    return lookup(_FACTORIES, base, "environment")
 
 
 def _installed(family: str) -> bool:

@@ -242,7 +242,7 @@ def config_hints(config: type) -> dict[str, Any]:
 def game_parameters(name: str) -> dict[str, inspect.Parameter]:
     """The parameters of the environment called ``name``, their annotations resolved."""
     base = "/".join(part for part in name.split("/") if "=" not in part)
-    factory = registry.lookup(registry._FACTORIES, base, "environment")
+    factory = registry.factory_of(base)
     hints = typing.get_type_hints(factory)
     found = inspect.signature(factory).parameters
     return {key: found[key].replace(annotation=hints[key]) for key in found}

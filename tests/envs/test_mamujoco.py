@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmarl_tad.cli import words
 from tad_envs import check, environments, make
 from tad_envs.mamujoco import ROBOTS, TASKS, Limbs, task
 
@@ -69,9 +70,10 @@ def test_joints_nearby_are_counted_along_the_body():
 
 def test_what_is_missing_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr("importlib.metadata.distributions", lambda **named: iter(()))
-    with pytest.raises(ValueError, match=r"needs brax.*jaxmarl_tad\[brax\]") as error:
-        make("mamujoco/ant_4x2")
-    assert "\n" not in str(error.value)
+    for asked in (make, words.game_parameters):  # in Python, and in the shell
+        with pytest.raises(ValueError, match=r"needs brax.*jaxmarl_tad\[brax\]") as error:
+            asked("mamujoco/ant_4x2")
+        assert "\n" not in str(error.value)
     monkeypatch.undo()
     listed = {name for name in environments() if name.startswith("mamujoco/")}
     assert listed == ({f"mamujoco/{name}" for name in TASKS} if BRAX else set())
