@@ -139,10 +139,9 @@ def _began(pid: int) -> str | None:
     """When the process began, as the system tells it; None if there is no such process."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except OSError:
-        pass  # it exists and is another user's
+    except OSError as error:
+        if isinstance(error, ProcessLookupError):
+            return None  # any other error says that it exists and is another user's
     try:
         return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
