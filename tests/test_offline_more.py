@@ -58,6 +58,22 @@ def test_returns_to_go_are_those_of_a_slow_loop():
     assert np.asarray(ages(data)).tolist() == since
 
 
+def test_what_has_lost_its_beginning_has_no_age():
+    data = learners.recorded(Skirmish())
+    rows = np.arange(len(data.reward), dtype=np.float32)
+    numbered = dataclasses.replace(data, reward=rows)  # so that rows are told again in a window
+    since = np.array(
+        [row - max(r for r in range(row + 1) if data.first[r]) for row in range(len(rows))]
+    )
+    size = sum(value.nbytes for value in dataset.leaves(numbered).values())
+    windows = dataset.Windows(dataclasses.replace(numbered, limit=size))
+    part = windows(0)
+    true = since[np.asarray(part.reward).astype(int)]
+    held = np.arange(len(true)) % windows.block >= true  # the episode began within the stretch
+    assert 0 < held.sum() < len(held)
+    np.testing.assert_array_equal(np.asarray(ages(part)), np.where(held, true, -1))
+
+
 def test_reports_are_those_of_a_slow_loop():
     """One more gradient step of OMIGA: what it holds of recorded actions, one step at a time."""
     data = learners.recorded(Skirmish(one_hot=True))

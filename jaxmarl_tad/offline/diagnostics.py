@@ -124,7 +124,8 @@ def effective_share(weight: Float[Array, "*batch"], counts: Bool[Array, "*batch"
 
 
 def ages(data: Dataset) -> Int[Array, "R"]:
-    """Steps of the episode before each row; in a part of larger data, those that are there."""
-    row, valid = jnp.arange(len(data.valid)), jnp.asarray(data.valid)
-    begins = jnp.append(True, ~valid[:-1]) | jnp.asarray(data.first)
-    return row - jax.lax.cummax(jnp.where(begins, row, 0))
+    """Steps of the episode before each row; -1 where a part of larger data lacks its beginning."""
+    row, begins = jnp.arange(len(data.valid)), jnp.asarray(data.first)
+    stretches = begins | jnp.append(True, ~jnp.asarray(data.valid)[:-1])
+    start = jax.lax.cummax(jnp.where(stretches, row, 0))
+    return jnp.where(begins[start], row - start, -1)

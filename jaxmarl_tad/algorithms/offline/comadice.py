@@ -34,7 +34,8 @@ Differs from the authors' code, whose loss has no such minimum:
   the team's W, as in the paper.
 
 Nothing shows where the flow into the last state of an episode that was cut off goes on: ν counts there
-and is not moved. Dead agents enter no sum, and illegal actions have no probability.
+and is not moved. Steps whose t is not known, in a part of data that are larger than a device, do not
+move ν. Dead agents enter no sum, and illegal actions have no probability.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -163,8 +164,8 @@ def make(config: Config, data: Dataset) -> Algorithm:
         here, there = team[:-1], jnp.where(seen.last, last(team[1:]), team[1:])
         flow = weight * (config.gamma * jnp.where(seen.terminated, 0.0, there) - here)
         steps = age[seen.row]
-        dual = jnp.where(steps == 0, here, 0.0) + config.gamma**steps * flow
-        nu_loss = masked_mean(dual, seen.valid)
+        dual = jnp.where(steps == 0, here, 0.0) + config.gamma ** jnp.maximum(steps, 0) * flow
+        nu_loss = masked_mean(dual, seen.valid & (steps >= 0))
         # Imitate what it does.
         log_prob = policies.log_prob(params.policy, seen)
         policy_loss = masked_mean(-weight[..., None] * log_prob, seen.counts)
