@@ -331,6 +331,7 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Evaluate every member of a run, or one policy, on ``episodes`` whole episodes of ``env``.
 
+    ``env`` may differ by its rules and by how long episodes last from what was trained in, not by sizes.
     Returns ``{"return": [members], "length": …}``; members is 1 for a policy. A run's members act
     greedily.
     """
@@ -371,9 +372,13 @@ def _score_members(static: Any, members: Member, state: State, env: Any, seed: A
 
 
 def same_sizes(trained: Trained, env: Environment) -> None:
-    """Refuse an environment of other sizes than the one that was trained in."""
+    """Refuse an environment of other sizes than the one that was trained in.
+
+    Its episodes may be longer or shorter: no policy's sizes depend on that.
+    """
     expected = trained.spec
+    found = env.spec._replace(horizon=expected.horizon, reset_pool=expected.reset_pool)
     require(
-        env.spec == expected,
-        f"the policy was made for other sizes; {env.name!r} has {differences(env.spec, expected)}.",
+        found == expected,
+        f"the policy was made for other sizes; {env.name!r} has {differences(found, expected)}.",
     )

@@ -168,6 +168,14 @@ def test_evaluate_tells_of_every_member(teacher):
     assert alone["return"].shape == (1,)
 
 
+def test_what_is_evaluated_may_last_longer_than_what_was_learned():
+    run = jt.run("iql", "coordsum/horizon=2", seeds=2, **SMALL)
+    scores = jt.evaluate(run, "coordsum/horizon=5", episodes=4)
+    assert scores["length"].tolist() == [5, 5]
+    with pytest.raises(ValueError, match=r"n_agents=2 and not 3"):
+        jt.evaluate(run, "coordsum/horizon=5/n_agents=2")
+
+
 def test_distil(teacher):
     student = jt.distill(teacher, "hallway", envs=8, total_steps=640, episodes=4, evaluations=2)
     assert student.name == "distill(tad_ppo)"
