@@ -3,6 +3,7 @@
     python experiments/benchmark.py                          # foraging, particles, a hunt: hours
     python experiments/benchmark.py --suite lbf --methods ippo,vdn --seeds 4
     python experiments/benchmark.py --suite mpe --tasks spread --methods all --steps 2000000
+    python experiments/benchmark.py --suite football --tasks 3_vs_1   # for an accelerator
 
 Suites, budgets, published figures and bars are in `tasks.py`, settings in `settings.py`. Each method
 and task is one program for all seeds. A run that was cut off is continued where it stood, and
@@ -148,6 +149,11 @@ def parsed() -> argparse.Namespace:
     options.tasks = [t for t in SUITES[options.suite] if any(part in t.env for part in wanted)]
     if not options.tasks:
         parser.error(f"no task; the suite has: {', '.join(t.env for t in SUITES[options.suite])}")
+    for task in options.tasks:
+        try:
+            task.make()
+        except ValueError as error:  # of one that needs a package which is not installed
+            parser.error(str(error))
     if options.methods:
         every = [name for name in jt.algorithms() if jt.algorithm(name).family != "offline"]
         options.methods = every if options.methods == "all" else options.methods.split(",")

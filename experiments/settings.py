@@ -65,12 +65,22 @@ RANKING = {
     "vdn": RANKER, "qmix": RANKER, "qplex": RANKER,
 }  # fmt: skip
 SIGNALS = dict.fromkeys(("ippo", "mappo"), PPO | {"envs": 32, "steps": 30, "entropy_coef": 0.003})
+PLAYER = PPO | {"envs": 128, "steps": 64, "minibatches": 4, "lr": 5e-4}
+PITCH = dict.fromkeys(("ippo", "mappo", "tad_ppo", "happo"), PLAYER) | dict.fromkeys(
+    ("vdn", "qmix", "qplex"), VALUE | {"lr": 1e-3, "gamma": 0.99, "epsilon_fraction": 0.1}
+)
+THROWER = PPO | {"envs": 64, "steps": 75, "minibatches": 4, "lr": 5e-4, "entropy_coef": 0.0}
+PALMS = {
+    "ippo": THROWER, "mappo": THROWER, "happo": THROWER,
+    "hatrpo": HATRPO | {"steps": 75, "minibatches": 4},
+    "mat": THROWER | {"embed": 32}, "maddpg": DETERMINISTIC | {"gamma": 0.99},
+}  # fmt: skip
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "particles": PARTICLES, "foraging": FORAGING, "hunting": HUNTING, "battle": BATTLE,
-    "warehouse": WAREHOUSE, "ranking": RANKING, "signals": SIGNALS,
+    "warehouse": WAREHOUSE, "ranking": RANKING, "signals": SIGNALS, "pitch": PITCH, "palms": PALMS,
 }  # fmt: skip
 """By kind of task and method. Those of particles, foraging, hunting and signals were chosen by runs of
 seeds 0 and 1 (on the hunt, of TAD-PPO, whose settings IPPO has too), and what is reported comes from
 others. Those of battles, warehouses and ranking are the particles' with the memory and the widths that
-were published, and were not chosen by runs.
+were published, and were not chosen by runs; nor were those of the pitch and the palms.
 """

@@ -130,6 +130,26 @@ GRID = Task(
     at_least={"mappo": 1.05 * -442.4},
 )  # fmt: skip
 
+
+def academy(scenario: str, bar: float | None = None) -> Task:
+    """Football of our own rules, by the share of episodes that end with a goal."""
+    return Task(
+        f"football/{scenario}/reward=checkpoints", "pitch", {"gamma": 0.99}, 10_000_000,
+        ("ippo", "mappo", "tad_ppo", "qmix"),
+        measure="won", at_least={} if bar is None else dict.fromkeys(("mappo", "tad_ppo"), bar),
+    )  # fmt: skip
+
+
+FOOTBALL = (
+    academy("3_vs_1_with_keeper", 0.8),
+    *map(academy, ("pass_and_shoot", "counterattack_easy", "run_pass_and_shoot", "counterattack_hard")),
+)
+HANDS = Task(
+    "hands/throw_catch", "palms", {"gamma": 0.99}, 2_000_000,
+    ("mappo", "happo", "hatrpo", "mat", "maddpg"),
+    measure="won", optimum=41 / 48,  # of the script
+)  # fmt: skip
+
 PARTICLES = (SPREAD, SPEAKER_LISTENER)
 SUITES: dict[str, tuple[Task, ...]] = {
     "cpu": (FORAGING_8, *PARTICLES, SMALL_HUNT),
@@ -140,5 +160,7 @@ SUITES: dict[str, tuple[Task, ...]] = {
     "rware": WAREHOUSES,
     "ltr": (RANKING,),
     "traffic": (GRID,),
+    "football": FOOTBALL,
+    "hands": (HANDS,),
 }
 """Tasks that are run together; all but those of ``cpu`` and their families ask for an accelerator."""

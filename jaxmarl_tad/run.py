@@ -331,7 +331,7 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Evaluate every member of a run, or one policy, on ``episodes`` whole episodes of ``env``.
 
-    ``env`` may differ by its rules and by how long episodes last from what was trained in, not by sizes.
+    ``env`` may differ from what was trained in by its rules and the length of episodes, not by sizes.
     Returns ``{"return": [members], "length": …}``; members is 1 for a policy. A run's members act
     greedily.
     """
