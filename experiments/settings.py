@@ -64,7 +64,9 @@ RANKING = {
     "ippo": PPO | {"envs": 256}, "mappo": PPO | {"envs": 256},
     "vdn": RANKER, "qmix": RANKER, "qplex": RANKER,
 }  # fmt: skip
-SIGNALS = dict.fromkeys(("ippo", "mappo"), PPO | {"envs": 32, "steps": 30, "entropy_coef": 0.003})
+SIGNALS = dict.fromkeys(
+    ("ippo", "mappo"), PPO | {"envs": 32, "steps": 30, "lr": 5e-4, "entropy_coef": 0.003}
+)
 PLAYER = PPO | {"envs": 128, "steps": 64, "minibatches": 4, "lr": 5e-4}
 PITCH = dict.fromkeys(("ippo", "mappo", "tad_ppo", "happo"), PLAYER) | dict.fromkeys(
     ("vdn", "qmix", "qplex"), VALUE | {"lr": 1e-3, "gamma": 0.99, "epsilon_fraction": 0.1}
