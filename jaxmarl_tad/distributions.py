@@ -70,6 +70,16 @@ def log_probability(
     return jnp.sum(jnp.where(taken, log_probs, 0.0), axis=-1)
 
 
+def log_sum(a: Float[Array, "*#batch"], b: Float[Array, "*#batch"]) -> Float[Array, "*batch"]:
+    """log(eᵃ + eᵇ) of two numbers that are not both −∞.
+
+    To the last bits of a log-probability, unlike ``jnp.logaddexp``, whose ``log1p`` is exact relative
+    to the smaller of both and takes several times as long.
+    """
+    larger, smaller = jnp.maximum(a, b), jnp.minimum(a, b)
+    return larger + jnp.log(1 + jnp.exp(smaller - larger))
+
+
 def entropy(log_probs: Float[Array, "*batch A"]) -> Float[Array, "*batch"]:
     """Entropy in nats; impossible actions add nothing."""
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from jaxmarl_tad.distributions import IMPOSSIBLE
+from jaxmarl_tad.distributions import IMPOSSIBLE, log_sum
 from jaxmarl_tad.losses import masked_mean
 from tad_envs import Real, Spec
 
@@ -68,7 +68,7 @@ def mixture_log_prob(
     """log π_c = log(c π_jt + (1 − c) Π_i π_i), with c = ``mixture`` in [0, 1]."""
     c, least = jnp.asarray(mixture, jnp.float32), np.finfo(np.float32).tiny
     log_c, log_rest = jnp.log(jnp.maximum(c, least)), jnp.log(jnp.maximum(1 - c, least))
-    return jnp.logaddexp(log_c + joint, log_rest + product)
+    return log_sum(log_c + joint, log_rest + product)
 
 
 def kl_joint_product(

@@ -108,7 +108,7 @@ def mixed(
         return log_probs
     share = jnp.asarray(epsilon, jnp.float32)
     uniform = jnp.log(share) - jnp.log(jnp.maximum(jnp.sum(legal, -1, keepdims=True), 1))
-    both = jnp.logaddexp(jnp.log1p(-share) + log_probs, uniform)
+    both = distributions.log_sum(jnp.log1p(-share) + log_probs, uniform)
     return jnp.where(legal, both, distributions.IMPOSSIBLE)
 
 

@@ -79,6 +79,17 @@ def test_gradients_have_their_closed_forms():
         np.testing.assert_array_equal(np.asarray(gradient)[:A], 0)  # one legal action: no choice
 
 
+def test_the_sum_of_two_probabilities():
+    """Values as in double precision, and gradients the shares of both, also where one is nothing."""
+    a = np.asarray([0.0, 0.0, -1e-3, -80.0, -3.0, 0.0, -np.inf, distributions.IMPOSSIBLE], np.float32)
+    b = np.asarray([0.0, -np.inf, -9.0, -1e-3, -200.0, -1e30, -2.0, -5.0], np.float32)
+    sums, back = jax.vjp(distributions.log_sum, a, b)
+    exact = np.logaddexp(a.astype(np.float64), b)
+    np.testing.assert_allclose(sums, exact, rtol=1e-6, atol=1e-7)
+    for slope, part in zip(back(jnp.ones(len(a))), (a, b), strict=True):
+        np.testing.assert_allclose(slope, np.exp(part - exact), rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e30])
 def test_extreme_logits_stay_finite(scale):
     logits, legal = rows(6, scale)

@@ -15,7 +15,7 @@ Source: the note on early factorisation (factoring the joint policy before it is
 independent gradients stop at 0 of [[0, −5], [−5, 10]]) proposes to learn π_jt and to drive it towards
 its marginals; the mixture, the order of the two schedules and the PPO objective are this library's. The
 gradient of the divergence reaches both sides: π_i imitate π_jt, and π_jt gives up what no product can
-express. log π_c is a logaddexp of both, and where c is 1 or 0 the other side has no part in it.
+express. log π_c is a log-sum of both, and where c is 1 or 0 the other side has no part in it.
 
 Schedules over the share f of the run; c goes from ``mixture_start`` to ``mixture_end``, λ from 0 to
 ``kl_end``:
