@@ -320,8 +320,8 @@ def xor(seeds: int = 16) -> tuple[list[dict], dict[str, dict]]:
 def relay(seeds: int = 2) -> list[dict]:
     """Teachers that see the state, and their students with and without memory, by clue and by delay."""
     clues, delays = (1.0, 0.9, 0.75, 0.5, 0.25, 0.0), (1, 2, 3, 4)
-    games = [jt.make("relay", clue=clue) for clue in clues]
-    games += [jt.make("relay", delay=delay) for delay in delays]
+    games = [jt.make("relay", clue=clue, names=1) for clue in clues]
+    games += [jt.make("relay", delay=delay, names=1) for delay in delays]
     teacher = jt.run(
         "tad_ppo", games, seeds=seeds, total_steps=100 * 64 * 4, envs=64, evaluations=1, episodes=256
     )

@@ -88,6 +88,9 @@ class Config:
     """Tables for finite games without memory, else multilayer perceptrons, unless given."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; the last is also the memory's."""
+    layer_norm: bool = True
+    """Whether a layer norm stands before and after every hidden layer: of one feature it
+    leaves nothing."""
 
     def __post_init__(self) -> None:
         """Refuse impossible sizes."""
@@ -376,6 +379,7 @@ def make(
         inputs=inputs,
         outputs=informed.size if informed else spec.n_actions or spec.action_dim,
         hidden=config.hidden,
+        layer_norm=config.layer_norm,
         memory=config.memory,
         gain=0.01,
     )
@@ -508,4 +512,4 @@ def make(
     def policy(state: State, *, greedy: bool) -> Policy:
         return policy_of(state.params, greedy=greedy)
 
-    return Algorithm(init, step, policy)
+    return Algorithm(init, step, policy, fixed=informed)

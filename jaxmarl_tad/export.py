@@ -5,7 +5,8 @@ A folder holds ``card.json``, which says what the policy was made for and how to
 * ``jax``: the greedy decision function, one file per agent, weights inside. It takes what that agent
   remembers, sees and may do, each with a batch axis of any length, and runs on CPU, CUDA and TPU with
   nothing but jax and flatbuffers installed. A centralised policy is one file of the whole team.
-* ``safetensors``: every parameter under a flat name, parameter sets on the first axis.
+* ``safetensors``: every parameter under a flat name, parameter sets on the first axis. Of students who
+  tell a teacher's agents what to do, those agents' too, under ``agents/``.
 """
 
 import contextlib
@@ -22,11 +23,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmarl_tad import devices
 from jaxmarl_tad.config import as_dict
 from jaxmarl_tad.job import Game, as_game
 from jaxmarl_tad.run import Trained
 from jaxmarl_tad.sharing import sharing
-from jaxmarl_tad.types import Policy
+from jaxmarl_tad.types import Informed, Policy
 from tad_envs import Observation, Spec, lookup, require
 
 FORMATS = ("jax", "safetensors")
@@ -77,7 +79,8 @@ def export(
         policy, spec, about = trained.policy(member), trained.spec, _about(trained, member)
         mode = getattr(trained.config, "sharing", None)
         sets = sharing(mode, spec.n_agents).assignment if mode else None
-        parameters = _parameters(trained, member) if "safetensors" in formats else {}
+        fixed = _fixed(trained, member)
+        parameters = _parameters(trained, member, fixed) if "safetensors" in formats else {}
     else:
         require(env is not None, "a lone Policy needs an env, which tells the sizes of its inputs.")
         require(
@@ -86,7 +89,7 @@ def export(
         )
         game = as_game(env)[0]  # type: ignore[arg-type]
         policy, spec, about, parameters = trained, game.spec, {"environment": game.name}, {}
-        sets = None
+        sets = fixed = None
     if policy.execution == "decentralised":
         parts = {f"agent_{i}": _agent(policy, spec, i) for i in range(spec.n_agents)}
     else:
@@ -100,7 +103,7 @@ def export(
             file = f"{name}.jax" if "jax" in formats else None
             if file is not None:
                 (new / file).write_bytes(serialised(part.function, part.inputs))
-            artefacts.append(_describe(file, part, sets))
+            artefacts.append(_describe(file, part, sets, fixed))
         if "safetensors" in formats:
             from safetensors.numpy import save_file
 
@@ -255,23 +258,38 @@ def _as_written(value: np.ndarray) -> np.ndarray:
     return value.astype(str).astype(float) if value.dtype.kind == "f" else value
 
 
-def _parameters(trained: Trained, member: int) -> dict[str, np.ndarray]:
+def _fixed(trained: Trained, member: int) -> Informed | None:
+    """The agents of a teacher whom a student tells what it has been taught."""
+    own = jax.tree.map(jnp.asarray, devices.pick(trained.stacked, member))
+    return trained.plan.make(own.config, own.source).fixed
+
+
+def _parameters(trained: Trained, member: int, fixed: Informed | None) -> dict[str, np.ndarray]:
     """``{"actor/params/Dense_0/kernel": [sets, ...]}`` of one member."""
     require(
         hasattr(trained.state, "params"),
         f"{trained.name} has no parameters to write; use formats=('jax',).",
     )
-    leaves = jax.tree_util.tree_leaves_with_path(trained.state.params)
-    simple = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
-    return {simple(path): np.array(leaf[member], order="C") for path, leaf in leaves}
+    learned = jax.tree.map(lambda leaf: leaf[member], trained.state.params)
+
+    def named(tree: Any, under: str = "") -> dict[str, np.ndarray]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        simple = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")  # noqa: E731
+        return {under + simple(path): np.array(leaf, order="C") for path, leaf in leaves}
+
+    return named(learned) | ({} if fixed is None else named(fixed.params, "agents/"))
 
 
-def _describe(file: str | None, part: _Part, sets: Sequence[int] | None) -> dict[str, Any]:
+def _describe(
+    file: str | None, part: _Part, sets: Sequence[int] | None, fixed: Informed | None
+) -> dict[str, Any]:
     """One artefact: its file, whose it is, what it takes, and what it remembers at the start."""
+    told = {} if fixed is None else {"agents_sets": [fixed.assignment[i] for i in part.agents]}
     return {
         "file": file,
         "agents": part.agents,
         "parameter_sets": None if sets is None else [sets[i] for i in part.agents],
+        **told,
         "inputs": {name: jax.tree.map(lambda y: _kind(y, "b"), x) for name, x in part.inputs.items()},
         "outputs": ["action", "carry"],
         "memory": [

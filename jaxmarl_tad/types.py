@@ -52,6 +52,10 @@ class Informed(NamedTuple):
         [Key, Memory, Observation, Float[Array, "N Z"]], tuple[Shaped[Array, "N ..."], Memory, Extras]
     ]
     """As :class:`Policy` acts, given what the agents are told; agent i hears ``z_i`` alone."""
+    params: Params
+    """What they act with, in parameter sets; who tells them has no part in it."""
+    assignment: tuple[int, ...]
+    """Which set is each agent's."""
 
 
 class Algorithm(NamedTuple):
@@ -66,6 +70,8 @@ class Algorithm(NamedTuple):
     """Where agents are told of the global state: the greedy policy apart from who tells them.
 
     The mean of what they are told is then among the policy's extras, as ``z``."""
+    fixed: Informed | None = None
+    """Where what is learned tells agents that do not learn any more: these."""
 
 
 class PolicyOf(Protocol):

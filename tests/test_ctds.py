@@ -72,7 +72,12 @@ def test_a_student_sees_its_own_history_alone():
 def test_students_learn_the_expectation_of_what_their_teacher_knows():
     """Tables: Qˢ_i(c, ·) is the mean of Qᵀ_i(s, ·) over the states that clue c leaves."""
     run = jt.run(
-        "ctds", "relay/clue=0.5/n_targets=2/steps=2", seeds=4, evaluations=1, progress=False, watched=1
+        "ctds",
+        "relay/clue=0.5/n_targets=2/steps=2/names=1",
+        seeds=4,
+        evaluations=1,
+        progress=False,
+        watched=1,
     )
     params = jax.device_get(run.state.params)
     target = np.stack(np.unravel_index(np.arange(4), (2, 2)))  # of each agent in each state
@@ -121,6 +126,10 @@ def coached(beta):
     return jt.run("copa", ENV, **fields, **QUICK, **SMALL)
 
 
+def parameters(run):
+    return jax.tree.map(lambda x: np.asarray(x)[0], run.state.params.coach)
+
+
 def slow_strategies(params, rows, state, alive):
     """Means of z by the equations, one pair of tokens at a time."""
     own = jax.tree.map(lambda x: np.asarray(x, float), params["coach"])
@@ -157,7 +166,7 @@ def played(run):
 
 
 def test_held_strategies_equal_a_slow_loop():
-    params = jax.tree.map(lambda x: np.asarray(x)[0], coached(0.0).state.params.coach)
+    params = parameters(coached(0.0))
     fresh = [slow_strategies(params, *step[:3]) for step in played(coached(0.0))]
     nearer, farther = sorted(np.linalg.norm(fresh[2] - fresh[0], axis=-1)[1:])
     assert 0 < nearer < farther
@@ -178,6 +187,13 @@ def test_held_strategies_equal_a_slow_loop():
 def test_the_share_of_messages():
     np.testing.assert_array_equal(coached(0.0).curves["messages"], 1.0)
     np.testing.assert_allclose(coached(FAR).curves["messages"], 3 / 5, rtol=1e-6)
+    # The farther a strategy has to be from the last, the fewer are sent.
+    fresh = [slow_strategies(parameters(coached(0.0)), *step[:3]) for step in played(coached(0.0))]
+    far = np.linalg.norm(fresh[2] - fresh[0], axis=-1).max()
+    betas = [0.0, *(float(far * share) for share in (0.25, 0.5, 0.75, 1.0)), FAR]
+    share = np.stack([coached(beta).curves["messages"] for beta in betas])
+    assert np.all(np.diff(share, axis=0) <= 0)
+    assert len(np.unique(share[:, -1])) > 2
     # While learning everything is sent: the threshold changes nothing that is learned.
     assert same_bits(coached(0.0).state.params, coached(FAR).state.params)
     policy = coached(FAR).policy(greedy=False)
@@ -211,7 +227,7 @@ def test_a_coach_hears_nothing_of_the_dead():
 # --- learning -------------------------------------------------------------------------------------
 
 SEEDS = 8
-RELAYS = ("relay", "relay/clue=0.5")
+RELAYS = ("relay/names=1", "relay/clue=0.5/names=1")
 EQUAL = {
     "total_steps": 9_600,
     "memory": "gru",
@@ -225,7 +241,7 @@ EQUAL = {
 @functools.cache
 def ends(method, name="return"):
     games = [jt.make(game) for game in RELAYS]
-    fields = {"seeds": SEEDS, "evaluations": 10, "episodes": 256, "progress": False}
+    fields = {"seeds": SEEDS, "evaluations": 2, "episodes": 512, "progress": False}
     run = jt.run(method, games, **fields, **EQUAL)
     return {game: run.final[name].reshape(2, SEEDS)[i] for i, game in enumerate(RELAYS)}
 
@@ -245,5 +261,5 @@ def test_students_reach_the_ceiling_and_no_more(game):
 
 @pytest.mark.slow
 def test_a_coach_earns_what_nobody_can_alone():
-    game = "relay/clue=0.5"
+    game = "relay/clue=0.5/names=1"
     assert interval(ends("copa")[game])[0] > jt.make(game).decentralised_value()

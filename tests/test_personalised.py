@@ -2,21 +2,24 @@
 
 import dataclasses
 import functools
+import json
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import jaxmarl_tad as jt
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.networks import personalised
+from jaxmarl_tad.networks.net import network
 from jaxmarl_tad.networks.personalised import FLOOR, Seen
 from jaxmarl_tad.sharing import sharing
 from jaxmarl_tad.statistics import ratio_curve, stratified_bootstrap
 
-SPEC = jt.make("relay/n_agents=3").spec
+SPEC = jt.make("relay/n_agents=3/names=1").spec
 INPUTS, SIZE, HIDDEN = 5, 6, 7
 DEFAULTS = {
     "information": "personalised",
@@ -301,6 +304,41 @@ def test_soft_labels_are_refused():
         jt.distill(teacher(), labels="soft")
 
 
+def test_the_parameters_of_exported_students_are_all_that_acts(tmp_path):
+    """By hand from the file: what the student says, and the teacher's agents hear."""
+    student, before = taught()
+    folder = jt.export(student, tmp_path / "policy", member=1, formats="safetensors")
+    written = load_file(folder / "params.safetensors")
+    own = {"params": {}}
+    for name, value in written.items():
+        *place, last = name.split("/")
+        functools.reduce(lambda at, part: at.setdefault(part, {}), place, own)[last] = value
+    agents = before.params.actor["own"]["params"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(own["agents"]["own"]["params"]["Dense_0"]["kernel"], agents[1])
+    card = json.loads((folder / "card.json").read_text())
+    assert card["artefacts"][1]["agents_sets"] == [0]
+
+    spec = student.spec
+    told, agent = (
+        network("mlp", inputs=spec.obs_dim + 2, outputs=outputs, hidden=(8,), memory="gru")
+        for outputs in (SETTINGS["z_size"], spec.n_actions)
+    )
+    policy, act = student.policy(1), jax.jit(student.policy(1).act)
+    state, seen = jt.make("relay").reset(jax.random.key(5))
+    memory, told_memory, agent_memory = policy.start(), [told.start()] * 2, [agent.start()] * 2
+    set_0 = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)  # noqa: E731
+    for _ in range(2):
+        action, memory, extras = act(jax.random.key(0), memory, seen)
+        for i in range(2):
+            x = jnp.concatenate([seen.agents[i], jnp.eye(2)[i]])
+            z, told_memory[i] = told.apply(set_0(own["actor"]), told_memory[i], x)
+            q, agent_memory[i] = agent.apply(set_0(own["agents"]["own"]), agent_memory[i], x)
+            np.testing.assert_allclose(extras["z"][i], z, rtol=1e-4, atol=1e-6)
+            assert int(action[i]) == int(jnp.argmax(q + z @ own["agents"]["heard"][0]))
+        state, step = jt.make("relay").step(jax.random.key(0), state, action)
+        seen = step.observation
+
+
 @pytest.mark.slow
 def test_students_are_exported_as_they_act(tmp_path):
     student, _ = taught()
@@ -318,15 +356,24 @@ def test_students_are_exported_as_they_act(tmp_path):
 # --- learning -------------------------------------------------------------------------------------
 
 SEEDS = 16
-RELAYS = ("relay", "relay/clue=0.5", "relay/delay=2")
-EQUAL = {"memory": "gru", "lr": 2e-3, "lam": 0.6, "updates": 2, "epsilon_end": 0.05}
-"""For those who are told and those who are not, at the default budget."""
+RELAYS = ("relay", "relay/clue=0.5")
+EQUAL = {
+    "memory": "gru",
+    "total_steps": 3_200,
+    "lr": 4e-3,
+    "lam": 0.6,
+    "updates": 2,
+    "epsilon_end": 0.05,
+}
+"""For those who are told and those who are not."""
 
 
 @functools.cache
 def learned(method):
     games = [jt.make(name) for name in RELAYS]
-    return jt.run(method, games, seeds=SEEDS, evaluations=20, episodes=128, progress=False, **EQUAL)
+    told = {} if method == "qmix" else {"z_noise": 0.3}
+    fields = {"seeds": SEEDS, "evaluations": 8, "episodes": 128, "progress": False}
+    return jt.run(method, games, **fields, **EQUAL, **told)
 
 
 def interval(values):
@@ -339,9 +386,9 @@ def of(run, game):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("game", ["relay/clue=0.5", "relay/delay=2"])
-def test_who_is_told_earns_what_nobody_can_who_is_not(game):
-    """At the end and on the way there, where the state says what no observation does."""
+@pytest.mark.parametrize("game", RELAYS)
+def test_who_is_told_earns_more(game):
+    """Where the clue tells all, sooner; elsewhere also more than anybody can who is not told."""
     ends, areas = (
         {m: interval(part(of(learned(m), game)["return"])) for m in ("qmix", "qmix_giu", "qmix_gip")}
         for part in (lambda r: r[:, -1], lambda r: r.mean(1))
@@ -350,12 +397,13 @@ def test_who_is_told_earns_what_nobody_can_who_is_not(game):
         assert found["qmix"][1] < found["qmix_gip"][0]
         assert found["qmix_giu"][1] >= found["qmix"][0]
     assert ends["qmix"][0] <= jt.make(game).decentralised_value()
-    assert ends["qmix_gip"][0] >= 0.97 * 4
+    assert ends["qmix_gip"][0] >= 0.9 * 4
 
 
 @pytest.mark.slow
 def test_students_keep_what_can_be_inferred_and_no_more():
-    student = jt.distill(learned("qmix_gip"), memory="gru", evaluations=5, episodes=1024)
+    fields = {"evaluations": 5, "episodes": 1024, "progress": False}
+    student = jt.distill(learned("qmix_gip"), memory="gru", **fields)
     whole = of(student, "relay")
     assert whole["retained_low"][0, -1] >= 0.95
     for game in RELAYS:

@@ -40,7 +40,7 @@ def brute_force(clue, delay, targets, steps):
 @pytest.mark.parametrize("clue", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("delay", [0, 1, 2])
 def test_closed_form_search_and_enumeration_agree(clue, delay):
-    env = make("relay", clue=clue, delay=delay, n_targets=2, steps=2)
+    env = make("relay", clue=clue, delay=delay, n_targets=2, steps=2, names=1)
     closed = env.decentralised_value()
     assert closed == pytest.approx(brute_force(clue, delay, targets=2, steps=2), abs=1e-6)
     assert closed == pytest.approx(solve_decentralised(env).value, abs=1e-6)
@@ -57,7 +57,7 @@ def test_closed_form_search_and_enumeration_agree(clue, delay):
     ],
 )
 def test_closed_form_and_search_agree_at_larger_sizes(parameters):
-    env = make("relay", **parameters)
+    env = make("relay", **{"names": 1} | parameters)
     for gamma in (1.0, 0.7):
         found = solve_decentralised(env, gamma).value
         assert found == pytest.approx(env.decentralised_value(gamma), abs=1e-6)
@@ -66,7 +66,7 @@ def test_closed_form_and_search_agree_at_larger_sizes(parameters):
 def test_by_default_everything_can_be_inferred():
     env = make("relay")
     best = solve(env).value
-    assert best == 4.0
+    assert best == pytest.approx(4.0, rel=1e-12)
     assert env.decentralised_value() >= 0.95 * best
     # Without memory only the step of the clue is better than a guess.
     assert env.decentralised_value(memory=False) == pytest.approx(1 + 3 / 9)
@@ -82,12 +82,12 @@ def test_the_value_falls_with_the_clue_and_with_the_delay():
     assert delays[4] == pytest.approx(guess)
     assert clues[-1] == delays[0] == 4.0
     # The team that sees the state does not need clues.
-    assert solve(make("relay", clue=0.0, delay=4)).value == 4.0
+    assert solve(make("relay", clue=0.0, delay=4, names=1)).value == 4.0
 
 
 @pytest.mark.parametrize("clue", [0.0, 0.7])
 def test_drawn_episodes_follow_the_listed_starts(clue):
-    env = make("relay", clue=clue, delay=1)
+    env = make("relay", clue=clue, delay=1, names=1)
     keys = jax.random.split(jax.random.key(0), 20_000)
     state = jax.vmap(lambda k: env.reset(k)[0])(keys)
     codes = [np.asarray(x).dot([3, 1]) for x in (state.target, state.clue)]
@@ -98,7 +98,7 @@ def test_drawn_episodes_follow_the_listed_starts(clue):
 
 
 def test_a_clue_is_seen_once_and_by_its_agent_alone():
-    env = make("relay", delay=2, n_agents=3)
+    env = make("relay", delay=2, n_agents=3, names=1)
     state, seen = env.reset(jax.random.key(1))
     shown = []
     for _ in range(4):
@@ -115,7 +115,7 @@ def test_a_clue_is_seen_once_and_by_its_agent_alone():
 
 
 def test_clues_and_delays_run_in_one_program(stack):
-    games = [make("relay", clue=c, delay=d) for c, d in ((1.0, 0), (0.5, 1), (0.0, 4))]
+    games = [make("relay", clue=c, delay=d, names=1) for c, d in ((1.0, 0), (0.5, 1), (0.0, 4))]
     assert len({game.spec for game in games}) == 1
     assert len({jax.tree.structure(game) for game in games}) == 1
     stacked = stack(*games)
@@ -125,8 +125,29 @@ def test_clues_and_delays_run_in_one_program(stack):
     assert np.asarray(seen[1:])[..., 0].sum() == 4
 
 
+def test_every_name_of_a_target_is_as_likely_and_means_that_target():
+    env = make("relay", clue=0.6, n_targets=2, names=3)
+    probability, listed = env.starts()
+    target, told = (np.asarray(x)[:, 0] for x in (listed.target, listed.clue))
+    table = np.zeros((2, 6))
+    np.add.at(table, (target, told), np.asarray(probability, float))
+    expected = (0.6 * np.repeat(np.eye(2), 3, axis=1) + 0.4 / 2) / 6
+    np.testing.assert_allclose(table, expected, atol=1e-6)
+    drawn = jax.vmap(lambda k: env.reset(k)[0])(jax.random.split(jax.random.key(1), 20_000))
+    counted = np.zeros((2, 6))
+    np.add.at(counted, (np.asarray(drawn.target).ravel(), np.asarray(drawn.clue).ravel()), 1 / 40_000)
+    np.testing.assert_allclose(counted, expected, atol=0.01)
+    # A name is seen as itself, and changes no value.
+    state, seen = env.reset(jax.random.key(2))
+    np.testing.assert_array_equal(seen.agents.argmax(1), 1 + np.asarray(state.clue))
+    assert seen.agents.shape == (2, 7)
+    few = make("relay", clue=0.6, delay=1, n_targets=2, steps=2, names=2)
+    assert solve_decentralised(few).value == pytest.approx(few.decentralised_value(), abs=1e-6)
+    assert solve(env).value == pytest.approx(4.0)
+
+
 def test_other_sizes_keep_their_promises():
-    check(make("relay", clue=0.3, delay=1, n_agents=3, n_targets=2, steps=2))
+    check(make("relay", clue=0.3, delay=1, n_agents=2, n_targets=2, steps=2, names=2))
 
 
 @pytest.mark.parametrize(
@@ -137,6 +158,7 @@ def test_other_sizes_keep_their_promises():
         ({"delay": 0.5}, r"delay=0\.5 must be"),
         ({"n_targets": 1}, "n_targets=1"),
         ({"steps": 0}, "steps=0"),
+        ({"names": 0}, "names=0"),
     ],
 )
 def test_wrong_parameters_are_refused(parameters, message):
@@ -145,7 +167,7 @@ def test_wrong_parameters_are_refused(parameters, message):
 
 
 def test_too_many_starts_are_refused_only_where_they_are_listed():
-    env = make("relay", n_agents=6)
+    env = make("relay", n_agents=6, names=1)
     state, _ = env.reset(jax.random.key(0))
     assert jnp.shape(state.target) == (6,)
     with pytest.raises(ValueError, match="531441 starts"):

@@ -46,7 +46,7 @@ def test_independent_halves_of_xor_pay_a_half():
 
 @pytest.mark.parametrize(("clue", "delay"), [(1.0, 0), (0.4, 1), (0.0, 2), (1.0, 4)])
 def test_the_least_cross_entropy_is_that_of_targets_given_clues(clue, delay):
-    env = make("relay", clue=clue, delay=delay)
+    env = make("relay", clue=clue, delay=delay, names=1)
     probability, task = env.starts()
     table = np.zeros((3, 3))
     target, told = np.asarray(task.target)[:, 0], np.asarray(task.clue)[:, 0]

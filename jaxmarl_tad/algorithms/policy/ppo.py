@@ -89,7 +89,7 @@ class Config:
     """What the critic sees: each agent's own view (IPPO) or the global state (MAPPO)."""
     information: personalised.Information = "local"
     """What actors are told of the global state: see :mod:`jaxmarl_tad.networks.personalised`."""
-    z_size: int = 16
+    z_size: int = 64
     """How many numbers an agent is told."""
     z_source: personalised.Source = "observation"
     """What personalises them: what the agent sees, or (with a memory) has seen."""
@@ -347,7 +347,8 @@ def make(config: Config, env: Environment) -> Algorithm:
             action, extras = head.decide(uniform, outputs, observation.legal, True)
             return action, memory, extras
 
-        return Informed(size, actor_start, act)
+        acting = {"own": params["own"], "heard": params["told"]["out"]}
+        return Informed(size, actor_start, act, acting, share.assignment)
 
     def policy(state: State, *, greedy: bool) -> Policy:
         return policy_of(state.params, greedy=greedy)

@@ -100,7 +100,8 @@ class Config:
     hyper: int = 64
     """Hidden width of the networks that make QMIX's weights."""
     watched: int = 8
-    """Greedy episodes of the teacher in each iteration, which are only watched: ``teacher_return``."""
+    """Greedy episodes of the teacher in each iteration, which are only watched: ``teacher_return``, and
+    what else is measured of an episode."""
     memory: Remember = "none"
     sharing: Mode = "full_id"
     network: Kind = "auto"
@@ -322,8 +323,8 @@ def make(config: Config, env: Environment) -> Algorithm:
         state = State(params, target, optimisers, memory)
         report = jax.tree.map(lambda x: x.mean(0), reports)
         greedy = score(env, teaching(state.params.teacher, None), watch_key, config.watched)
-        report |= {"epsilon": jnp.asarray(epsilon), "teacher_return": greedy["return"]}
-        return state, report
+        report |= {f"teacher_{name}": value for name, value in greedy.items()}
+        return state, report | {"epsilon": jnp.asarray(epsilon)}
 
     def acting(net: Net, sets: Any, fed: Callable[[Observation], Array], epsilon: Real | None) -> Any:
         """How agents act whose networks are fed ``fed(observation)``."""

@@ -127,8 +127,8 @@ class Config:
     """Widths of the hidden layers of Q̂*; in a small finite game it is a table."""
     information: personalised.Information = "local"
     """What agents are told of the global state: see :mod:`jaxmarl_tad.networks.personalised`."""
-    z_size: int = 16
-    """How many numbers an agent is told; the authors' 64."""
+    z_size: int = 64
+    """How many numbers an agent is told."""
     z_source: personalised.Source = "observation"
     """What personalises them: what the agent sees, or (with a memory) has seen."""
     z_rank: int | None = None
@@ -469,7 +469,8 @@ def make(config: Config, env: Environment) -> Algorithm:
             q = q + heard(sets["told"], z)
             return best(q, observation.legal), memory, {"q": q}
 
-        return Informed(size, start, act)
+        acting = {"own": sets["own"], "heard": sets["told"]["out"]}
+        return Informed(size, start, act, acting, share.assignment)
 
     def policy(state: State, *, greedy: bool) -> Policy:
         return policy_of(state.params, None if greedy else epsilon_end)
