@@ -4,6 +4,7 @@ Reports are compared with slow loops over rows, methods with closed forms and co
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -18,9 +19,9 @@ from jaxmarl_tad import dataset
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.algorithms.offline import bcq, comadice, oryx
 from jaxmarl_tad.distributions import log_probabilities
-from jaxmarl_tad.offline import lesson
+from jaxmarl_tad.offline import lesson, linear_mixer, rows_of
 from jaxmarl_tad.offline.diagnostics import ages, of_weights, returns_to_go
-from jaxmarl_tad.offline.numbers import soft_value, spread_out
+from jaxmarl_tad.offline.numbers import critics, soft_value, spread_out
 from jaxmarl_tad.train import train
 from tad_envs import Observation
 
@@ -222,6 +223,44 @@ def test_the_penalty_of_numbers_is_that_of_a_slow_loop():
             total += np.log(np.mean(each)) - w[i] * value(c, i, np.asarray(seen.action[0, b, i]))
         gaps.append(total)
     assert told["penalty"] == pytest.approx(np.mean(gaps), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_the_lower_critic_of_the_next_step_is_the_teams():
+    """The error of one more gradient step, row by row: not the sum of each agent's lower critic."""
+    data = learners.recorded(Skirmish(one_hot=False, continuous=True))
+    fields = {"samples": 2, "mix_hidden": 4, "hidden": (8,), "gamma": 0.9, "batch": 64}
+    method = METHODS["cql_ma"]
+    config, made = (
+        method.resolved(method.settings(**fields), data.spec),
+        learner("cql_ma", data, **fields),
+    )
+    step, state, key = jax.jit(made.step), jax.jit(made.init)(jax.random.key(0)), jax.random.key(9)
+    for i in range(30):
+        state, _ = step(jax.random.key(i), state, 0.0)
+    _, told = step(key, state, 0.0)
+    seen = lesson(data, jax.random.split(key)[0], 64, 1)
+
+    @jax.jit
+    def parts(params, target):
+        out = jnp.tanh(rows_of(config, data.spec, 3).apply(params.policy, seen.seen, seen.first))
+        value, weights = critics(config, data.spec)[1], linear_mixer(config, data.spec).weights
+        ahead = jax.tree.map(lambda x: x[1:], seen.seen)
+        now = value(params.q["own"], seen.now, seen.first[:-1], seen.action)
+        later = value(target["own"], ahead, seen.first[1:], out[1:])
+        return (now, *weights(params.q["mixer"], seen.now)), (later, *weights(target["mixer"], ahead))
+
+    (q, w, b), (later, w2, b2) = jax.tree.map(np.asarray, parts(state.params, state.target))
+    errors, apart = [], 0.0
+    for row in range(len(data.rows)):
+        totals = [w2[0, row] @ later[c, 0, row] + b2[0, row] for c in range(2)]
+        apart += min(totals) - (w2[0, row] @ later[:, 0, row].min(0) + b2[0, row])
+        over = data.terminated[data.rows[row]]
+        goal = data.reward[data.rows[row]] + (0.0 if over else 0.9 * min(totals))
+        each = [goal - w[0, row] @ q[c, 0, row] - b[0, row] for c in range(2)]
+        errors.append(0.5 * np.sum(np.square(each)))
+    assert apart > 1e-3
+    assert told["loss"] == pytest.approx(np.mean(errors), rel=1e-4)
 
 
 def test_the_imitation_loss_is_that_of_a_slow_loop():
@@ -579,3 +618,62 @@ def test_what_agents_did_together_is_done_together():
     joint = np.asarray(drawn(run.state.params.network, jax.random.split(jax.random.key(1), 16)))
     assert (joint.sum(-1) == 1).mean() > 0.99
     np.testing.assert_allclose(joint[..., 0].mean(-1), 0.5, atol=0.15)
+
+
+# --- a joint behaviour, cloned and distilled ---------------------------------------------------------
+
+TOLD_APART = [[0.0, 1.0], [2.0, 3.0]]
+"""Returns that tell which joint action it was."""
+TOGETHER = {
+    "skewed": ([(0, 0)] * 6 + [(0, 1)] * 3 + [(1, 0)] * 2 + [(1, 1)], {0.0}),
+    "apart": ([(0, 1), (1, 0)] * 6, {1.0, 2.0}),
+    # The most frequent joint action, (1, 0), does not begin with the most frequent first action.
+    "split": ([(0, 0)] * 4 + [(0, 1)] * 3 + [(1, 0)] * 5, {0.0}),
+}
+"""Recorded joint actions, and the returns of the likeliest ones when they are chosen in turn."""
+
+
+@functools.cache
+def cloned(name, order="fixed"):
+    """Joint BC of that behaviour, four members; all with one order are one program."""
+    env, data = recorded(TOLD_APART, TOGETHER[name][0])
+    fields = {"order": order, "total_steps": 1_500 if order == "fixed" else 3_000}
+    return jt.run("bc_joint", data, eval_env=env, seeds=4, evaluations=1, **fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [("skewed", "fixed"), ("apart", "fixed"), pytest.param("skewed", "random", marks=pytest.mark.slow)],
+)
+def test_joint_imitation_is_the_share_of_each_joint_action(name, order):
+    """Of every joint action that it draws; the product of imitations has (0, 0) and (1, 1) as well."""
+    run, taken = cloned(name, order), np.asarray(TOGETHER[name][0])
+    share = np.zeros((2, 2))
+    np.add.at(share, tuple(taken.T), 1 / len(taken))
+    policy, (_, seen) = run.policy(1, greedy=False), jt.make("matrix/xor").reset(jax.random.key(0))
+    act = jax.jit(jax.vmap(lambda key: policy.act(key, policy.start(), seen)))
+    joint, _, told = jax.device_get(act(jax.random.split(jax.random.key(0), 256)))
+    law = np.exp(told["log_prob"].sum(-1))
+    off = 3e-3 if order == "fixed" else 0.02  # orders are drawn anew for every gradient step
+    np.testing.assert_allclose(law, share[tuple(joint.T)], atol=off)
+    assert {tuple(a) for a in joint} == {tuple(a) for a in taken}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_of_a_joint_behaviour_students_keep_the_likeliest_action_in_turn(name):
+    """Ties are broken once for both: each student of "apart" has a partner for what it does."""
+    student = jt.distill(cloned(name), evaluations=1, total_steps=1_600, episodes=8)
+    assert set(student.final["return"].tolist()) <= TOGETHER[name][1]
+
+
+@pytest.mark.slow
+def test_of_a_drawn_joint_behaviour_students_keep_what_each_did():
+    """As imitation does: the product of the marginals."""
+    fields = {"teacher": "sample", "envs": 256, "total_steps": 128_000, "lr": 0.01}
+    student = jt.distill(cloned("skewed"), evaluations=1, **fields)
+    seen = jt.make("matrix/xor").reset(jax.random.key(0))[1]
+    for member in range(4):
+        policy = student.policy(member, greedy=False)
+        told = policy.act(jax.random.key(0), policy.start(), seen)[2]
+        marginals = [[9 / 12, 3 / 12], [8 / 12, 4 / 12]]
+        np.testing.assert_allclose(np.exp(told["log_probs"]), marginals, atol=0.03)

@@ -8,7 +8,17 @@ import numpy as np
 
 from jaxmarl_tad.algorithms.deterministic import ddpg
 from jaxmarl_tad.algorithms.joint import annealed, ar_ppo, mackrl, magpo, mat, sable, tad_ppo
-from jaxmarl_tad.algorithms.offline import bc, bcq, comadice, conservative, icq, iddpg, omiga, oryx
+from jaxmarl_tad.algorithms.offline import (
+    bc,
+    bc_joint,
+    bcq,
+    comadice,
+    conservative,
+    icq,
+    iddpg,
+    omiga,
+    oryx,
+)
 from jaxmarl_tad.algorithms.policy import actor_critic, coma, happo, hatrpo, pareto_ac, ppo
 from jaxmarl_tad.algorithms.value import copa, ctds, pqn, q_learning, qtran, tad_dqn
 from jaxmarl_tad.config import concrete, config_of
@@ -279,6 +289,10 @@ _ROWS = (
     Method(
         "bc", bc.make, bc.Config, bc.resolve, {},
         "offline", "decentralised", "Pomerleau 1989", actions=BOTH,
+    ),
+    Method(
+        "bc_joint", bc_joint.make, bc_joint.Config, bc_joint.resolve, {},
+        "offline", "centralised", "Pomerleau 1989; Ye et al. 2022", actions=BOTH,
     ),
     Method(
         "icq", icq.make, icq.Config, icq.resolve, {},

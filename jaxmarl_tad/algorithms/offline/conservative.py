@@ -30,13 +30,15 @@ learned beside (theirs is learned before, and targets are TD(λ)); T = 0 needs n
 CQL-MA also takes continuous actions, with a policy μ_i and two critics of an action, both mixed with
 the same w and b:
 
-        G = r + γ (Σ_i w̄_i(s') min Q̄_i(o'_i, μ_i(τ'_i)) + b̄(s'))
+        G = r + γ min (Σ_i w̄_i(s') Q̄_i(o'_i, μ_i(τ'_i)) + b̄(s'))
         descend ½ (G − Q_tot)²
               + c Σ_i (log mean_k exp(w_i Q_i(o_i, a^k) − log p(a^k)) − w_i Q_i(o_i, a_i))
         descend −Σ_i w_i min Q_i(o_i, μ_i(τ_i)) + d μ_i²
 
 a^k are as many uniform actions as near μ_i(τ_i) and near μ_i(τ'_i). The policy's loss is that of
-Formanek et al. 2024; the public copy of the baseline weighs log π by Q as it is, without a base.
+Formanek et al. 2024; the public copy of the baseline weighs log π by Q as it is, without a base. The
+lower critic is that of the team: what each agent's lower one is short of adds up over agents and steps
+until Q has no bound (on three particles it was −108,000 after 3,000 gradient steps, with c = 20).
 Critics have no memory.
 
 Differs from the published code in that illegal actions enter neither sums nor samples, that target
@@ -336,8 +338,8 @@ def of_numbers(config: Config, data: Dataset) -> Algorithm:
         now, ahead = seen.now, jax.tree.map(lambda x: x[1:], seen.seen)
         out = jnp.tanh(actors.apply(params.policy, seen.seen, seen.first))
         # Both critics to the value of what the policy would do next.
-        later = value(target["own"], ahead, seen.first[1:], last(out)[1:]).min(0)
-        beyond = mixed(mixing.weights(target["mixer"], ahead), later)
+        later = value(target["own"], ahead, seen.first[1:], last(out)[1:])
+        beyond = mixed(mixing.weights(target["mixer"], ahead), later).min(0)
         goal = last(seen.reward + jnp.where(seen.terminated, 0.0, config.gamma * beyond))
         w, b = mixing.weights(params.q["mixer"], now)
         q = value(params.q["own"], now, seen.first[:-1], seen.action)
