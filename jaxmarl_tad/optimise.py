@@ -77,11 +77,28 @@ def epochs(
         if minibatches == 1:
             return update(carry, None)
         order = jax.random.permutation(jax.random.fold_in(key, i), size)
-        carry, reports = jax.lax.scan(update, carry, order.reshape(minibatches, -1))
-        return carry, jax.tree.map(lambda x: x.mean(0), reports)
+        return scan_mean(update, carry, order.reshape(minibatches, -1))
 
-    carry, reports = jax.lax.scan(epoch, carry, jnp.arange(count))
-    return carry, jax.tree.map(lambda x: x.mean(0), reports)
+    return scan_mean(epoch, carry, jnp.arange(count))
+
+
+def scan_mean(
+    step: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any
+) -> tuple[Any, dict[str, Array]]:
+    """``jax.lax.scan`` that returns the mean of what the steps report, numbers by name.
+
+    They leave the loop as one vector: each number that left it by itself would cost kernels to
+    compile.
+    """
+    names: list[str] = []
+
+    def vector(carry: Any, x: Any) -> tuple[Any, Array]:
+        carry, report = step(carry, x)
+        names[:] = report
+        return carry, jnp.array([jnp.mean(number) for number in report.values()])
+
+    carry, reports = jax.lax.scan(vector, carry, xs)
+    return carry, dict(zip(names, reports.mean(0), strict=True))
 
 
 class Alone(NamedTuple):
@@ -137,4 +154,5 @@ def improve(
 def _rows(tree: Any, rows: Int[Array, "B"] | None, axis: int) -> Any:
     if rows is None:
         return tree
-    return jax.tree.map(lambda x: jnp.take(x, rows, axis=axis), tree)
+    # They lie within bounds: a check would be a kernel for each leaf.
+    return jax.tree.map(lambda x: jnp.take(x, rows, axis=axis, mode="clip"), tree)

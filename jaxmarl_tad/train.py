@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from jaxmarl_tad.optimise import scan_mean
 from jaxmarl_tad.types import Algorithm, Key, Metrics, Policy, State
 from tad_envs import require
 
@@ -41,14 +42,29 @@ def chunk(
     """
     length = iterations // evaluations
 
-    def iteration(state: State, i: Array) -> tuple[State, Metrics]:
+    def iteration(thin: State, i: Array) -> tuple[State, Metrics]:
         t = number * length + i
-        return algorithm.step(jax.random.fold_in(key, t + 1), state, t / iterations)
+        now = _shaped_like(state, thin)
+        now, report = algorithm.step(jax.random.fold_in(key, t + 1), now, t / iterations)
+        return _thin(now), report
 
-    state, metrics = jax.lax.scan(iteration, state, jnp.arange(length))
-    means = {name: values.mean() for name, values in metrics.items()}
+    thin, means = scan_mean(iteration, _thin(state), jnp.arange(length))
+    state = _shaped_like(state, thin)
     evaluation_key = jax.random.fold_in(jax.random.fold_in(key, _EVALUATION_KEY), number)
     return state, means | evaluate(algorithm.policy(state, greedy=True), evaluation_key)
+
+
+def _thin(state: State) -> State:
+    """``state`` without axes of length 1, for a loop to carry.
+
+    The compiler may lay such axes out in one way within a loop and in another around it, and then
+    copies the array in every iteration, with a kernel for each.
+    """
+    return jax.tree.map(lambda x: x.reshape([n for n in x.shape if n != 1]), state)
+
+
+def _shaped_like(state: State, thin: State) -> State:
+    return jax.tree.map(lambda whole, x: x.reshape(whole.shape), state, thin)
 
 
 def train(
