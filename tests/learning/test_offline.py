@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import jaxmarl_tad as jt
-from experiments import offline
+from experiments import offline, offline_games
+from jaxmarl_tad import quality
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.dataset import returns
 from jaxmarl_tad.statistics import stratified_bootstrap
@@ -36,15 +37,15 @@ def learned(name, data):
 
 @pytest.mark.parametrize(("alpha", "p", "value"), [(0.5, 0.7870, -0.9034), (2.0, 0.4519, 0.0870)])
 def test_the_closed_form_is_the_published_table(alpha, p, value):
-    found = offline.fixed_point(offline.COUNTS["without 11"], alpha)
+    found = offline_games.fixed_point(offline_games.COUNTS["without 11"], alpha)
     np.testing.assert_allclose(found, p, atol=1e-4)
-    assert offline.value(found) == pytest.approx(value, abs=5e-4)
+    assert offline_games.value(found) == pytest.approx(value, abs=5e-4)
 
 
 def test_a_common_coin_has_the_largest_correlation():
     counts = [[0, 5], [5, 0]]
-    np.testing.assert_allclose(offline.fixed_point(counts, 0.3), 0.5, atol=1e-9)
-    assert offline.quality.total_correlation(offline.one_step(counts)) == pytest.approx(np.log(2))
+    np.testing.assert_allclose(offline_games.fixed_point(counts, 0.3), 0.5, atol=1e-9)
+    assert quality.total_correlation(offline_games.one_step(counts)) == pytest.approx(np.log(2))
 
 
 @pytest.mark.slow
