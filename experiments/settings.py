@@ -21,7 +21,7 @@ PQN = {
 PARTICLES = {
     "ippo": PPO, "mappo": PPO, "tad_ppo": PPO, "happo": PPO, "haa2c": PPO, "annealed_joint": PPO,
     "ar_ppo": PPO | {"entropy_end": 1.0}, "magpo": PPO | {"entropy_end": 1.0}, "hatrpo": HATRPO,
-    "mat": SEQUENCE | {"embed": 64, "lr": 7e-4}, "mat_dec": SEQUENCE, "sable": SEQUENCE,
+    "mat": SEQUENCE, "mat_dec": SEQUENCE, "sable": SEQUENCE,
     "ia2c": ACTOR_CRITIC | {"lr": 3e-3, "critic_lr_scale": 1.0, "entropy_coef": 0.03},
     "maa2c": ACTOR_CRITIC | {"critic_lr_scale": 5.0, "entropy_coef": 0.05},
     "ippo_epymarl": ACTOR_CRITIC, "mappo_epymarl": ACTOR_CRITIC,

@@ -95,7 +95,7 @@ def compiled(
 
 
 def compiler_options(once: bool = False) -> dict[str, Any]:
-    """What makes compiling on CPUs cheaper at equal speed of the program; nothing elsewhere.
+    """What makes compiling, and small networks, cheaper on CPUs; nothing elsewhere.
 
     XLA's optimisation level 1 halves it. A kernel of four numbers takes as long to compile as any, and
     moving what does not change out of a loop makes many of them, which would otherwise cost nothing

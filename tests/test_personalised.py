@@ -356,7 +356,7 @@ def test_students_are_exported_as_they_act(tmp_path):
 # --- learning -------------------------------------------------------------------------------------
 
 SEEDS = 16
-RELAYS = ("relay", "relay/clue=0.5")
+RELAYS = ("relay", "relay/clue=0.5", "relay/delay=2")
 EQUAL = {
     "memory": "gru",
     "total_steps": 3_200,
@@ -397,7 +397,7 @@ def test_who_is_told_earns_more(game):
         assert found["qmix"][1] < found["qmix_gip"][0]
         assert found["qmix_giu"][1] >= found["qmix"][0]
     assert ends["qmix"][0] <= jt.make(game).decentralised_value()
-    assert ends["qmix_gip"][0] >= 0.9 * 4
+    assert ends["qmix_gip"][0] >= 0.97 * 4
 
 
 @pytest.mark.slow

@@ -67,6 +67,7 @@ def test_by_default_everything_can_be_inferred():
     env = make("relay")
     best = solve(env).value
     assert best == pytest.approx(4.0, rel=1e-12)
+    assert solve(make("relay", names=1)).value == 4.0
     assert env.decentralised_value() >= 0.95 * best
     # Without memory only the step of the clue is better than a guess.
     assert env.decentralised_value(memory=False) == pytest.approx(1 + 3 / 9)
@@ -146,8 +147,9 @@ def test_every_name_of_a_target_is_as_likely_and_means_that_target():
     assert solve(env).value == pytest.approx(4.0)
 
 
-def test_other_sizes_keep_their_promises():
-    check(make("relay", clue=0.3, delay=1, n_agents=2, n_targets=2, steps=2, names=2))
+@pytest.mark.parametrize(("n_agents", "names"), [(3, 1), (2, 2)])
+def test_other_sizes_keep_their_promises(n_agents, names):
+    check(make("relay", clue=0.3, delay=1, n_agents=n_agents, n_targets=2, steps=2, names=names))
 
 
 @pytest.mark.parametrize(

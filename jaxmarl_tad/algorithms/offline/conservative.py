@@ -38,7 +38,7 @@ the same w and b:
 a^k are as many uniform actions as near μ_i(τ_i) and near μ_i(τ'_i). The policy's loss is that of
 Formanek et al. 2024; the public copy of the baseline weighs log π by Q as it is, without a base. The
 lower critic is that of the team: what each agent's lower one is short of adds up over agents and steps
-until Q has no bound (on three particles it was −108,000 after 3,000 gradient steps, with c = 20).
+until Q has no bound.
 Critics have no memory.
 
 Differs from the published code in that illegal actions enter neither sums nor samples, that target
