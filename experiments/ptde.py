@@ -29,7 +29,8 @@ paid. Where it does not, being told is worth more at any budget.
 
 ``ltr``. Documents that see all features rank perfectly, and what those reach who see their own falls
 with ``sigma``: personalised agents are expected above local ones, and the means of students between
-both (``at least``) and at most at the ceiling, which ``ltr.png`` draws. The default budget is a small part of what learning to rank takes.
+both (``at least``) and at most at the ceiling, which ``ltr.png`` draws.
+The default budget is a small part of what learning to rank takes.
 
 ``smax`` and ``football`` have the tasks and budgets of the paper (``football`` is a model of our own)
 and are measured by the share of episodes won; nothing is known of their ceilings, so that table 3 has
