@@ -41,7 +41,24 @@ class Torso(nn.Module):
         if self.recurrent:
             memory, x = nn.GRUCell(self.hidden[-1])(memory, x)
             x = norm(x)
-        return nn.Dense(self.outputs, name="out")(x), memory
+        return Outputs(self.outputs, name="out")(x), memory
+
+
+class Outputs(nn.Module):
+    """Linear, to few outputs: y = W x + b, where W is ``weight [outputs, I]``.
+
+    Its gradient is a product of two tall matrices, and jax's CPU runtime multiplies those four times
+    faster if the result has few rows than if it has few columns.
+    """
+
+    outputs: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """``x [..., I]`` to ``[..., outputs]``."""
+        shape = (self.outputs, x.shape[-1])
+        weight = self.param("weight", lambda _: jnp.zeros(shape))
+        return x @ weight.T + self.param("bias", lambda _: jnp.zeros(self.outputs))
 
 
 class HyperNetworks(nn.Module):
@@ -95,7 +112,7 @@ class SumHead(nn.Module):
         self.embed = nn.Embed(self.agents * (self.actions or 1 + self.dimensions), self.hidden[0])
         self.layers = [nn.Dense(width) for width in self.hidden]
         self.norms = [nn.LayerNorm() for _ in self.hidden]
-        self.out = nn.Dense(self.outputs)
+        self.out = Outputs(self.outputs)
 
     def empty(self) -> Array:
         """No rows yet."""
@@ -136,7 +153,7 @@ class AttentionHead(nn.Module):
         self.query, self.key, self.value = nn.Dense(width), nn.Dense(width), nn.Dense(width)
         self.layers = [nn.Dense(w) for w in self.hidden]
         self.norms = [nn.LayerNorm() for _ in self.hidden]
-        self.out = nn.Dense(self.outputs)
+        self.out = Outputs(self.outputs)
 
     def empty(self) -> dict[str, Array]:
         """Nobody's slot is filled."""

@@ -126,7 +126,7 @@ def normal(key: Key, shape: tuple[int, ...], scale: float) -> Array:
 
 
 def draw(key: Key, shapes: Params, out_gain: float) -> Params:
-    """Parameters for ``shapes``: kernels with variance gain²/fan-in, embeddings 1; biases 0, scales 1.
+    """Parameters for ``shapes``: weights with variance gain²/fan-in, embeddings 1; biases 0, scales 1.
 
     The gain is √2 (for ReLU and tanh alike, as in the recipe) except in the module named ``out``, where
     it is ``out_gain``.
@@ -144,10 +144,12 @@ def draw(key: Key, shapes: Params, out_gain: float) -> Params:
         elif names[-1] == "embedding":  # selected, not summed over: each row has variance 1
             made.append(numbers[at : at + size].reshape(leaf.shape))
         else:
-            fan_in = leaf.shape[-2] if len(leaf.shape) > 1 else leaf.shape[-1]
+            turned = names[-1] == "weight"  # [outputs, inputs], and [..., inputs, outputs] else
+            part = numbers[at : at + size].reshape(leaf.shape[::-1] if turned else leaf.shape)
+            fan_in = part.shape[-2] if part.ndim > 1 else part.shape[-1]
             gain = out_gain if "out" in names else math.sqrt(2.0)
-            part = numbers[at : at + size].reshape(leaf.shape)
-            made.append(part * (gain / math.sqrt(fan_in)))
+            part = part * (gain / math.sqrt(fan_in))
+            made.append(part.T if turned else part)
         at += size
     return jax.tree.unflatten(structure, made)
 

@@ -25,7 +25,8 @@ def layer_norm(x, p):
 
 
 def dense(x, p):
-    return x @ p["kernel"] + p.get("bias", 0)
+    kernel = p["kernel"] if "kernel" in p else p["weight"].T
+    return x @ kernel + p.get("bias", 0)
 
 
 def sigmoid(x):
@@ -148,7 +149,7 @@ def test_initial_values_have_the_stated_scales(memory):
         elif name.endswith("scale"):
             np.testing.assert_array_equal(value, 1)
         else:
-            fan_in = value.shape[-2]
+            fan_in = value.shape[-1 if name.endswith("weight") else -2]
             expected = (gain if "/out/" in name else math.sqrt(2)) / math.sqrt(fan_in)
             assert value.std() == pytest.approx(expected, rel=0.012), name
             assert abs(value.mean()) < 0.016 * expected, name
@@ -159,7 +160,7 @@ def test_initial_values_have_the_stated_scales(memory):
 def test_initial_kernels_are_independent_of_one_another_and_of_other_seeds():
     made = net.network("mlp", inputs=16, outputs=16, hidden=(16, 16), gain=1.0)
     params = jax.jit(jax.vmap(made.init))(jax.random.split(jax.random.key(0), 2))
-    flat = [row for name, p in kernels(params) if name.endswith("kernel") for row in p.reshape(2, -1)]
+    flat = [row for name, p in kernels(params) if name.endswith(("kernel", "weight")) for row in p.reshape(2, -1)]
     # 256 numbers each: correlations of independent ones are within 5 / √256.
     correlations = np.corrcoef(np.stack(flat)) - np.eye(len(flat))
     assert np.abs(correlations).max() < 5 / 16
