@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -379,6 +380,27 @@ def test_an_agents_action_depends_on_its_own_row_and_the_seed(name):
         for agent in range(2):
             rows = np.asarray(cases.agents[:, agent]).argmax(1)
             assert all(len(set(actions[rows == row, agent])) == 1 for row in set(rows))
+
+
+def test_delegating_begins_as_likely_as_asked_and_one_step_has_one_return():
+    # Of 1 + 3² choices, and 2 log 3 is what makes one of them as likely as nine.
+    run = jt.run(
+        "mackrl",
+        "matrix/climbing",
+        seeds=2,
+        envs=16,
+        total_steps=32,
+        evaluations=2,
+        epsilon_start=0.0,
+        epsilon_end=0.0,
+        delegation=[0.0, 2 * math.log(3)],
+        advantage_lam=[0.0, 1.0],
+    )
+    named = {key: np.asarray([member[key] for member in run.members]) for key in run.members[0]}
+    asked = np.where(named["delegation"] > 0, 0.5, 0.1)
+    np.testing.assert_allclose(run.curves["delegates"][:, 0], asked, atol=0.01)
+    near, far = (run.curves["policy_loss"][named["advantage_lam"] == lam] for lam in (0.0, 1.0))
+    np.testing.assert_array_equal(near, far)
 
 
 @pytest.mark.slow

@@ -160,7 +160,8 @@ def test_initial_values_have_the_stated_scales(memory):
 def test_initial_kernels_are_independent_of_one_another_and_of_other_seeds():
     made = net.network("mlp", inputs=16, outputs=16, hidden=(16, 16), gain=1.0)
     params = jax.jit(jax.vmap(made.init))(jax.random.split(jax.random.key(0), 2))
-    flat = [row for name, p in kernels(params) if name.endswith(("kernel", "weight")) for row in p.reshape(2, -1)]
+    weights = [p for name, p in kernels(params) if name.endswith(("kernel", "weight"))]
+    flat = [row for p in weights for row in p.reshape(2, -1)]
     # 256 numbers each: correlations of independent ones are within 5 / √256.
     correlations = np.corrcoef(np.stack(flat)) - np.eye(len(flat))
     assert np.abs(correlations).max() < 5 / 16

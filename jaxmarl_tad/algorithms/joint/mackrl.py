@@ -7,7 +7,7 @@
             u_a = what x says; its own π_3(· | τ_a) if x delegates, a is in no pair, or x is not legal
         p_ab(u_a, u_b) = Σ_x π_2^ab(x) ρ_a(u_a | x) ρ_b(u_b | x),   ρ: what an agent does when told x
         p(u) = Σ_z π_1(z) Π_{ab in z} p_ab(u_a, u_b) Π_{a alone in z} π_3(u_a)
-        Â = r + γ V̄(s') − V(s)
+        Â = r + γ V̄(s') − V(s), or the return of another λ in the place of the one-step return
         ascend   log p(u) Â / N + c_H H;   descend (G − V(s))², G the λ-return of V̄
         V̄ ← V̄ + τ (V − V̄)
 
@@ -75,6 +75,11 @@ class Config:
     """Discount per environment step, in [0, 1]."""
     lam: Real = 0.8
     """λ of the critic's targets, in [0, 1]."""
+    advantage_lam: Real = 0.0
+    """λ of the return that actions are judged by, in [0, 1]; 0, one step, as published."""
+    delegation: Real = 0.0
+    """Added to the logits of delegating. With A actions, 2 log A makes it as likely at first as all
+    joint actions of a pair together; 0, as published, as likely as each."""
     entropy_coef: Real = 0.03
     """Weight of the entropy bonus, in units of return: advantages are not standardised."""
     epsilon_start: Real = 0.5
@@ -104,7 +109,15 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse impossible sizes and ranges."""
         require(self.envs >= 1, "mackrl: envs must be positive.")
-        shares = ("gamma", "lam", "epsilon_start", "epsilon_end", "epsilon_fraction", "target_update")
+        shares = (
+            "gamma",
+            "lam",
+            "advantage_lam",
+            "epsilon_start",
+            "epsilon_end",
+            "epsilon_fraction",
+            "target_update",
+        )
         check_range(self, **dict.fromkeys(shares, (0, 1)))
         check_range(self, entropy_coef=(0, jnp.inf), critic_lr_scale=(0, jnp.inf))
 
@@ -294,6 +307,7 @@ def make(config: Config, env: Environment) -> Algorithm:
     def levels(logits: Float[Array, "*batch K"], epsilon: Real) -> Levels:
         """Both upper levels from the network's outputs, ε of each uniform."""
         pair = logits[..., z:].reshape(*logits.shape[:-1], pairs, -1)
+        pair = pair.at[..., 0].add(config.delegation)
         return Levels(*(mixed(x, jnp.ones(x.shape, bool), epsilon) for x in (logits[..., :z], pair)))
 
     # What the critic sees: the state, once.
@@ -309,7 +323,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         return critic_rows(params, (), seen, 2)[0][..., 0, 0]
 
     def loss(
-        params: Params, seen: Any, memory: Any, epsilon: Any, one_step: Array, target: Array
+        params: Params, seen: Any, memory: Any, epsilon: Any, earned: Array, target: Array
     ) -> tuple[Array, Metrics]:
         observation, alive = seen.observation, seen.observation.alive
         counts = jnp.any(alive, -1)
@@ -329,7 +343,7 @@ def make(config: Config, env: Environment) -> Algorithm:
         ratio = jnp.exp(log_prob - log_probability(ways, acted, seen.extras["log_probs"], *judged))
 
         value = values(params.critic, observation.state)
-        advantage = jax.lax.stop_gradient(one_step - value)
+        advantage = jax.lax.stop_gradient(earned - value)
         above = jnp.mean(distributions.entropy(upper.pair), axis=-1)
         above = above + distributions.entropy(upper.partition)
         entropy = masked_mean(above, counts) + masked_mean(distributions.entropy(own), alive)
@@ -367,11 +381,11 @@ def make(config: Config, env: Environment) -> Algorithm:
         value = values(state.target, seen.observation.state)
         next_value = next_values(value, seen.truncated, look_ahead, spec.horizon)
         ends = (seen.terminated, seen.truncated)
-        one_step = lambda_returns(seen.reward, next_value, *ends, config.gamma, 0.0)
+        earned = lambda_returns(seen.reward, next_value, *ends, config.gamma, config.advantage_lam)
         target = lambda_returns(seen.reward, next_value, *ends, config.gamma, config.lam)
 
         slopes, report = jax.grad(loss, has_aux=True)(
-            state.params, seen, state.actors.memory, epsilon, one_step, target
+            state.params, seen, state.actors.memory, epsilon, earned, target
         )
         parts = zip(slopes, state.optimiser, state.params, (lr, critic_lr), strict=True)
         params, optimisers = zip(*(optimiser.update(*part) for part in parts), strict=True)
