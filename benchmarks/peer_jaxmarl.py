@@ -198,10 +198,13 @@ def play(batch: int, length: int) -> dict[str, Any]:
     return {**cost, "run_s": runs, "steps": batch * length, "peak_MiB": peak_mib(), **about("jaxmarl")}
 
 
-def curves(checkout: str, seeds: int, updates: int, evaluations: int, episodes: int) -> dict[str, Any]:
+def curves(
+    checkout: str, seeds: int, updates: int, evaluations: int, episodes: int, reward_scale: float = 1.0
+) -> dict[str, Any]:
     """Returns of IPPO as it learns, of sampled actions in episodes of 25 steps, summed over agents.
 
-    The learning rate stays constant, for so it does on the other side.
+    The learning rate stays constant, for so it does on the other side. What is learned from is
+    multiplied by ``reward_scale``, what is returned is not.
     """
     module = imported(checkout, "ippo")
     import jax
@@ -218,6 +221,21 @@ def curves(checkout: str, seeds: int, updates: int, evaluations: int, episodes: 
         metric["params"] = sys._getframe(1).f_locals["train_state"].params
 
     jax.experimental.io_callback = keep
+    logged = module.LogWrapper
+
+    def scaled(env: Any) -> Any:
+        """The script's env, whose rewards are smaller."""
+        wrapped = logged(env)
+        step = wrapped.step
+
+        def smaller(*given: Any) -> Any:
+            views, state, rewards, ended, info = step(*given)
+            return views, state, {k: reward_scale * r for k, r in rewards.items()}, ended, info
+
+        wrapped.step = smaller
+        return wrapped
+
+    module.LogWrapper = scaled
     function = prepared(module, "ippo", config, updates)
     out = jax.jit(jax.vmap(function))(jax.random.split(jax.random.PRNGKey(0), seeds))
     points = [updates * (i + 1) // evaluations - 1 for i in range(evaluations)]
