@@ -80,16 +80,17 @@ NEVER: dict[str, float] = dict.fromkeys(("ippo", "vdn", "qmix"), 0.0)
 HUNTERS = ("ippo", "vdn", "qmix", "qtran", "qplex", "tad_ppo")
 
 
-def hunt(size: str, optimum: float, steps: int) -> Task:
+def hunt(size: str, optimum: float, steps: int, settings: str = "hunting", **more: int) -> Task:
     """A stag hunt with a punishment of 2: half of what can be had, or not a catch."""
     escapes: dict[str, float] = dict.fromkeys(("qtran", "qplex", "tad_ppo"), optimum / 2)
     return Task(
-        f"predator_prey/stag_hunt{size}", "hunting", {"gamma": 0.95}, steps, HUNTERS,
-        optimum=optimum, at_least=escapes, at_most=NEVER,
+        f"predator_prey/stag_hunt{size}", settings, {"gamma": 0.95}, steps, HUNTERS,
+        optimum=optimum, at_least=escapes, at_most=NEVER, more_steps=more,
     )  # fmt: skip
 
 
 SMALL_HUNT = hunt("/size=5/n_agents=2/n_prey=1/horizon=25", 10, 300_000)
+WIDER_HUNT = hunt("/size=7/n_agents=2/n_prey=1/horizon=50", 10, 240_000, "early", tad_ppo=400_000)
 STAG_HUNT = hunt("", 40, 5_000_000)
 
 
@@ -155,7 +156,7 @@ SUITES: dict[str, tuple[Task, ...]] = {
     "cpu": (FORAGING_8, *PARTICLES, SMALL_HUNT),
     "lbf": (FORAGING_8,),
     "mpe": PARTICLES,
-    "predator_prey": (SMALL_HUNT, STAG_HUNT),
+    "predator_prey": (SMALL_HUNT, WIDER_HUNT, STAG_HUNT),
     "smax": BATTLES,
     "rware": WAREHOUSES,
     "ltr": (RANKING,),

@@ -2,7 +2,8 @@
 
 Everybody moves one after the other into free cells. A place is one number, ``row * size + column``, or
 -1 for who has left the grid. ``P`` prey, ``W`` cells of a window, besides the letters of
-:mod:`tad_envs.types`. A window is 25 bits of a word until it is shown.
+:mod:`tad_envs.types`. A window is 25 bits of a word until it is shown. Sums and the like run over the
+first axis of small tables, never the last: compiled for a CPU, that is several times as fast.
 """
 
 from typing import NamedTuple
@@ -50,21 +51,32 @@ class Grid(NamedTuple):
 
     def between(self, one: Int[Array, "n"], other: Int[Array, "m"]) -> tuple[Array, Array]:
         """Rows and columns from ``one`` to ``other``, ``[n, m]``; the short way round on a torus."""
-        ways = [b - a[:, None] for a, b in zip(self.places(one), self.places(other), strict=True)]
-        if self.toroidal:
-            half = self.size // 2
-            ways = [(way + half) % self.size - half for way in ways]
-        return ways[0], ways[1]
+        (row, column), (to_row, to_column) = self.places(one), self.places(other)
+        return self._short(to_row - row[:, None]), self._short(to_column - column[:, None])
+
+    def _short(self, way: Array) -> Array:
+        half = self.size // 2
+        return (way + half) % self.size - half if self.toroidal else way
 
     def targets(self, cells: Int[Array, "n"]) -> Int[Array, "n 5"]:
         """Where each move would lead; -1 outside, and for who has left."""
         rows, columns = (
             place[:, None] + step for place, step in zip(self.places(cells), STEPS.T, strict=True)
         )
+        return self._cells(rows, columns, cells[:, None] >= 0)
+
+    def onward(self, cells: Int[Array, "n ..."], action: Int[Array, "..."]) -> Int[Array, "n ..."]:
+        """Where an action would lead; -1 outside, and for who has left. Shapes are broadcast."""
+        rows, columns = self.places(cells)
+        rows += (action == DOWN).astype(jnp.int32) - (action == UP)
+        columns += (action == RIGHT).astype(jnp.int32) - (action == LEFT)
+        return self._cells(rows, columns, cells >= 0)
+
+    def _cells(self, rows: Array, columns: Array, present: Array) -> Array:
         if self.toroidal:
             rows, columns = rows % self.size, columns % self.size
         inside = (rows >= 0) & (rows < self.size) & (columns >= 0) & (columns < self.size)
-        return jnp.where(inside & (cells[:, None] >= 0), rows * self.size + columns, -1)
+        return jnp.where(inside & present, rows * self.size + columns, -1)
 
     def distance(self, one: Int[Array, "n"], other: Int[Array, "m"]) -> Int[Array, "n m"]:
         """Moves between cells; far from and to who has left."""
@@ -72,17 +84,18 @@ class Grid(NamedTuple):
         here = (one[:, None] >= 0) & (other >= 0)
         return jnp.where(here, jnp.abs(rows) + jnp.abs(columns), _FAR)
 
-    def views(self, one: Int[Array, "n"], *groups: Int[Array, "_"]) -> UInt32[Array, "n G"]:
+    def views(self, one: Int[Array, "n"], *groups: Int[Array, "_"]) -> list[UInt32[Array, "n"]]:
         """Who is in the 5x5 window around each of ``one``: a bit per cell, and a word per group."""
         others = jnp.concatenate(groups)
-        rows, columns = self.between(one, others)
+        (row, column), (to_row, to_column) = self.places(one), self.places(others)
+        rows, columns = self._short(to_row[:, None] - row), self._short(to_column[:, None] - column)
         near = (jnp.abs(rows) <= SIGHT) & (jnp.abs(columns) <= SIGHT)
-        near &= (one[:, None] >= 0) & (others >= 0)
+        near &= (one >= 0) & (others >= 0)[:, None]
         cell = ((rows + SIGHT) * SIDE + columns + SIGHT).astype(jnp.uint32)
         bits = jnp.where(near, jnp.uint32(1) << cell, jnp.uint32(0))
-        parts = jnp.split(bits, np.cumsum([len(group) for group in groups[:-1]]), axis=1)
+        parts = jnp.split(bits, np.cumsum([len(group) for group in groups[:-1]]))
         # No two are in the same cell: the sum is the union.
-        return jnp.stack([jnp.sum(part, axis=1, dtype=jnp.uint32) for part in parts], axis=1)
+        return [jnp.sum(part, axis=0, dtype=jnp.uint32) for part in parts]
 
     def centred(self, cells: Int[Array, "n"]) -> list[Float[Array, "n"]]:
         """Rows and columns scaled to [-1, 1]; 0 for who has left."""
@@ -93,15 +106,17 @@ class Grid(NamedTuple):
         """Place and presence of all: the global state."""
         cells = jnp.concatenate([state.agents, state.prey])
         present = (cells >= 0).astype(jnp.float32)
-        return jnp.stack([*self.centred(cells), present], axis=1).reshape(-1)
+        row, column, present = (x[:, None] for x in (*self.centred(cells), present))
+        which = np.arange(3)
+        return jnp.where(which == 0, row, jnp.where(which == 1, column, present)).reshape(-1)
 
 
-def seen(views: UInt32[Array, "n G"]) -> Float[Array, "n F"]:
+def seen(views: list[UInt32[Array, "n"]]) -> Float[Array, "n F"]:
     """Windows as features, one group after the other."""
-    feature = np.arange(WINDOW * views.shape[1])
-    words = views[:, :1]
-    for group in range(1, views.shape[1]):
-        words = jnp.where(feature < group * WINDOW, words, views[:, group : group + 1])
+    feature = np.arange(WINDOW * len(views))
+    words = views[0][:, None]
+    for group, view in enumerate(views[1:], 1):
+        words = jnp.where(feature < group * WINDOW, words, view[:, None])
     return ((words >> (feature % WINDOW).astype(np.uint32)) & 1).astype(jnp.float32)
 
 
@@ -112,21 +127,21 @@ def seen(views: UInt32[Array, "n G"]) -> Float[Array, "n F"]:
 def ranks(noise: Float[Array, "n"]) -> Int[Array, "n"]:
     """Whose turn it is when: a random order."""
     index = np.arange(noise.shape[0])
-    earlier = (noise < noise[:, None]) | ((noise == noise[:, None]) & (index < index[:, None]))
-    return jnp.sum(earlier, axis=1)
+    earlier = (noise[:, None] < noise) | ((noise[:, None] == noise) & (index[:, None] < index))
+    return jnp.sum(earlier, axis=0)
 
 
 def moved(
     cells: Int[Array, "n"], target: Int[Array, "n"], others: Int[Array, "m"], rank: Int[Array, "n"]
 ) -> Int[Array, "n"]:
     """One after the other moves to its target, if that is a free cell."""
-    blocked = (target < 0) | jnp.any(target[:, None] == others, axis=1)
+    target = jnp.where(jnp.any(others[:, None] == target, axis=0), -1, target)
 
     def move(turn: Array, cells: Array) -> Array:
         mine = rank == turn
-        wanted = jnp.sum(jnp.where(mine & ~blocked, target + 1, 0)) - 1
-        taken = jnp.any(cells == wanted)
-        return jnp.where(mine & ~blocked & ~taken, wanted, cells)
+        wanted = jnp.max(jnp.where(mine, target, -1))
+        taken = (wanted < 0) | jnp.any(cells == wanted)
+        return jnp.where(mine & ~taken, wanted, cells)
 
     return jax.lax.fori_loop(0, cells.shape[0], move, cells)
 

@@ -108,8 +108,7 @@ class Qtran:
         """Predators move, then prey is caught or moves; one draw of uniform numbers."""
         grid, p = self._grid, self.n_prey
         noise = jax.random.uniform(key, (p, _TRIES))
-        moves = finite.one_hot(action, STAY + 1).astype(jnp.int32)
-        target = jnp.sum(moves * grid.targets(state.agents), axis=1)
+        target = grid.onward(state.agents, action)
         order = jnp.arange(self.n_agents)
         agents = hunt.moved(state.agents, target, state.prey, order)
         present = state.prey >= 0

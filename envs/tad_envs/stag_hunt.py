@@ -18,21 +18,25 @@ from tad_envs.scene import Scene
 from tad_envs.struct import Real, require, struct
 from tad_envs.types import Action, Key, Observation, Spec, TimeStep
 
-_ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)
-_UNROLLED = 4
-"""Turns in one round of the compiled loops: faster than one, for half a second of compiling."""
+_ORDERS = np.array(list(itertools.permutations(range(4))), np.uint32)
+_PACKED = np.sum(_ORDERS.reshape(2, 12, 4) << (2 * np.arange(12, dtype=np.uint32)[:, None]), axis=1)
+"""The first and the last twelve orders, two bits each, in a word per direction."""
+_OUTSIDE = -2
+"""Where prey cannot go, and nobody is: who has left is at -1."""
+_UNROLLED = 2
+"""Turns in one round of the compiled loop: faster than one."""
 
 
-def _picked(mine: Bool[Array, "n n"], rows: Shaped[Array, "n ..."]) -> Shaped[Array, "n ..."]:
-    """Row ``k`` is that of the ``rows`` whose ``mine[k]`` holds: a permutation without a gather."""
-    chosen = mine.reshape(mine.shape + (1,) * (rows.ndim - 1))
-    return jnp.sum(jnp.where(chosen, rows, 0), axis=1, dtype=rows.dtype)
+def _permuted(to: Bool[Array, "n n"], values: Shaped[Array, "n"]) -> Shaped[Array, "n"]:
+    """Value ``i`` is put where ``to[i]`` holds: a permutation without a gather."""
+    return jnp.sum(jnp.where(to, values[:, None], 0), axis=0, dtype=values.dtype)
 
 
 def _preference(noise: Float[Array, "P"]) -> Int[Array, "P 4"]:
     """How much prey likes each direction: one of 24 orders, whose first free one is uniform."""
-    index = jnp.minimum((noise * len(_ORDERS)).astype(jnp.int32), len(_ORDERS) - 1)
-    return jnp.asarray(_ORDERS)[index]
+    index = jnp.minimum((noise * 24).astype(jnp.uint32), 23)[:, None]
+    words = jnp.where(index < 12, _PACKED[0], _PACKED[1])
+    return ((words >> (2 * (index % 12))) & 3).astype(jnp.int32)
 
 
 @struct
@@ -102,12 +106,13 @@ class StagHunt:
         """What is near, and where everybody is."""
         grid, alive = self._grid, state.agents >= 0
         views = grid.views(state.agents, state.agents, state.prey)
-        beside = (views[:, 1:] & hunt.BESIDE) > 0
+        beside = (views[1] & hunt.BESIDE) > 0
         if self.walls:
-            views = jnp.concatenate([views, self._outside(state.agents)[:, None]], axis=1)
-        moves = grid.targets(state.agents) >= 0
-        waits = np.arange(CATCH + 1) == STAY
-        legal = jnp.where(alive[:, None], jnp.concatenate([moves, beside], axis=1), waits)
+            views.append(self._outside(state.agents))
+        actions = jnp.arange(CATCH + 1)
+        moves = grid.onward(state.agents[:, None], actions) >= 0
+        legal = jnp.where(actions == CATCH, beside[:, None], moves)
+        legal = jnp.where(alive[:, None], legal, actions == STAY)
         return Observation(hunt.seen(views), grid.everybody(state), legal, alive)
 
     def _outside(self, agents: Int[Array, "N"]) -> UInt32[Array, "N"]:
@@ -126,32 +131,32 @@ class StagHunt:
         noise = jax.random.uniform(key, (n + 3 * p,))
         turns, order, pick, lazy = jnp.split(noise, np.cumsum([n, p, p]))
         grid = self._grid
-        moves = finite.one_hot(action, CATCH).astype(jnp.int32)
-        target = jnp.sum(moves * grid.targets(state.agents), axis=1) - (action >= CATCH)
+        target, catch = grid.onward(state.agents, action), action == CATCH
         agents = hunt.moved(state.agents, target, state.prey, hunt.ranks(turns))
-        catches = (action == CATCH) & (grid.distance(state.prey, agents) == 1)
-        moving = lazy >= jnp.asarray(self.rest)
-        options = jnp.where(moving[:, None], grid.targets(state.prey)[:, :4], -1)
         # Put into the order of their turns once, so that each turn is a slice and not a gather.
-        mine = hunt.ranks(order) == np.arange(p)[:, None]
-        rows = (_picked(mine, catches), _picked(mine, options), _picked(mine, _preference(pick)))
-        begun = (jnp.concatenate([agents, _picked(mine, state.prey)]), *jnp.zeros((2,), jnp.int32))
+        to = hunt.ranks(order)[:, None] == np.arange(p)
+        prey, pick, lazy = (_permuted(to, x) for x in (state.prey, pick, lazy))
+        around = grid.targets(prey)[:, :4]
+        around = jnp.where(around < 0, _OUTSIDE, around)
+        moving = lazy >= jnp.asarray(self.rest)
+        liking = jnp.where(moving[:, None] & (around >= 0), _preference(pick), -1)
+        begun = (jnp.concatenate([agents, prey]), *jnp.zeros((2,), jnp.int32))
 
         def turn(k: Array, carry: tuple) -> tuple:
             cells, caught, missed = carry
-            catching, option, preference = (row[k] for row in rows)
-            hands = catching & (cells[:n] >= 0)
+            hands = catch & jnp.any(around[k][:, None] == cells[:n], axis=0)
             count = jnp.sum(hands)
             leaving = jnp.concatenate([hands, jnp.zeros(p, bool)]) & (count >= 2)
             cells = jnp.where(leaving, -1, cells)
-            free = (option >= 0) & ~jnp.any(option[:, None] == cells, axis=1)
-            best = jnp.max(jnp.where(free, preference * self.size**2 + option, -1))
-            here = jnp.where(best >= 0, best % self.size**2, cells[n + k])
+            liked = jnp.where(jnp.any(cells[:, None] == around[k], axis=0), -1, liking[k])
+            best = jnp.max(liked)
+            there = jnp.max(jnp.where(liked == best, around[k], -1))
+            here = jnp.where(best >= 0, there, cells[n + k])
             here = jnp.where((cells[n + k] >= 0) & (count < 2), here, -1)
             return cells.at[n + k].set(here), caught + (count >= 2), missed + (count == 1)
 
         cells, caught, missed = jax.lax.fori_loop(0, p, turn, begun, unroll=_UNROLLED)
-        agents, prey = cells[:n], _picked(mine.T, cells[n:])
+        agents, prey = cells[:n], _permuted(to.T, cells[n:])
         reward = jnp.asarray(self.reward) * caught + jnp.asarray(self.punishment) * missed
         following = Hunt(agents, prey, jnp.minimum(state.clock + 1, self.horizon))
         left = jnp.minimum(jnp.sum(agents >= 0) // 2, jnp.sum(prey >= 0))
