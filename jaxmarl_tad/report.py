@@ -221,6 +221,7 @@ def learning_curves(
     optima: Mapping[str, float] | None = None,
     label: str = "return",
     reps: int = 500,
+    dashed: str = "the optimum",
 ) -> Path:
     """Return over environment steps: interquartile mean, its 95 % interval, and every seed.
 
@@ -231,6 +232,7 @@ def learning_curves(
         optima: The optimal return of each game, drawn as a dashed line.
         label: What the values are.
         reps: Redraws of the bootstrap.
+        dashed: What ``optima`` are, for the note below the panels.
 
     Returns:
         The path of the PNG.
@@ -301,7 +303,7 @@ def learning_curves(
         )  # fmt: skip
         runs = counted((np.shape(v)[0] for p in curves.values() for _, v in p.values()), "seed")
         note = f"Interquartile mean of {runs} and its 95 % bootstrap interval; thin: single seeds"
-        note += "; dashed: the optimum." if optima else "."
+        note += f"; dashed: {dashed}." if optima else "."
         caption(figure, title, note)
     header = ["game", "method", "step", "iqm", "low", "high", *(f"run_{i}" for i in range(most))]
     return twin(path, header, csv_rows)

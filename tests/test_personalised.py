@@ -15,7 +15,7 @@ import jaxmarl_tad as jt
 from jaxmarl_tad.algorithms import METHODS
 from jaxmarl_tad.networks import personalised
 from jaxmarl_tad.networks.net import network
-from jaxmarl_tad.networks.personalised import FLOOR, Seen
+from jaxmarl_tad.networks.personalised import FLOOR, MOST, Seen
 from jaxmarl_tad.sharing import sharing
 from jaxmarl_tad.statistics import ratio_curve, stratified_bootstrap
 
@@ -60,7 +60,7 @@ def slow(params, state, x):
         return e, np.zeros(SIZE)
     leaky = lambda v: np.where(v > 0, v, 0.01 * v)  # noqa: E731
     heads = [lin(params[n]["out"], leaky(lin(params[n]["layer"], e))) for n in ("mean", "log_variance")]
-    return heads[0], np.maximum(np.exp(heads[1]), FLOOR)
+    return heads[0], np.clip(np.exp(heads[1]), FLOOR, MOST)
 
 
 @pytest.mark.parametrize("mode", ["full_id", "none"])
@@ -132,7 +132,7 @@ def test_unified_information_has_one_distribution(mode):
     assert not np.any(outputs[..., 0, :] == outputs[..., 1, :])
 
 
-def test_the_variance_has_a_floor_below_which_nothing_is_learned():
+def test_the_variance_has_bounds_beyond_which_nothing_is_learned():
     informant, params, seen = told()
     low = jax.tree.map(jnp.copy, params)
     low["encoder"]["log_variance"]["out"]["bias"] -= 100.0
@@ -151,6 +151,11 @@ def test_the_variance_has_a_floor_below_which_nothing_is_learned():
     still = slope(params, None)["encoder"]
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(still["log_variance"]))
     assert all(np.any(leaf != 0) for leaf in jax.tree.leaves(still["weights"]))
+    # A variance beyond all numbers is the largest one, and its slopes are numbers.
+    high = jax.tree.map(jnp.copy, params)
+    high["encoder"]["log_variance"]["out"]["bias"] += 1e3
+    np.testing.assert_allclose(informant.tell(high, seen, ()).variance, MOST, rtol=1e-5)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(slope(high, noise)))
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,14 @@ information      encoding                                    z_i
 
 x_i is what agent i sees, or the GRU's encoding of what it has seen. W(x_i) is made by a hyper-network
 of one hidden layer, b(x_i) by a linear map; μ and log v are linear, leaky ReLU, linear; the variance v
-is at least ``FLOOR``, and ε_i ~ N(0, 1) is every agent's own. The last layer of agent i is fed h_i and
-z_i: Lin(h_i ⊕ z_i) = Lin(h_i) + z_i B, so that the agent's own network stays as it is and z_i B is
-added to what it gives.
+is held within ``FLOOR`` and ``MOST``, and ε_i ~ N(0, 1) is every agent's own. The last layer of agent i
+is fed h_i and z_i: Lin(h_i ⊕ z_i) = Lin(h_i) + z_i B, so that the agent's own network stays as it is
+and z_i B is added to what it gives.
 
 Source: Chen et al. 2024 (PTDE), eqs. 1-3, and the sizes of the authors' code; Chen et al. 2022 (CSRL).
 Differs in that the first W(x_i) are scaled by the number of state features that are not one-hot, and
 in that W may be a low-rank product: ``rank`` maps the state to so many features before W(x_i) does.
+The authors bound v from below alone; where the numbers of a state have no bound, neither has v then.
 """
 
 import math
@@ -36,8 +37,8 @@ from tad_envs import Spec, require
 Information = Literal["local", "unified", "personalised", "guided"]
 Source = Literal["observation", "trajectory"]
 
-FLOOR = 0.01
-"""Least variance of z."""
+FLOOR, MOST = 0.01, 100.0
+"""Least and largest variance of z."""
 
 
 class Normal(NamedTuple):
@@ -138,7 +139,7 @@ def informant(config: Any, spec: Spec, share: Sharing, inputs: int) -> Informant
     def distribution(params: Params, encoded: Array) -> Normal:
         if not random:
             return Normal(encoded, jnp.zeros_like(encoded))
-        variance = jnp.exp(_head(params["log_variance"], encoded))
+        variance = jnp.exp(jnp.minimum(_head(params["log_variance"], encoded), math.log(MOST)))
         return Normal(_head(params["mean"], encoded), jnp.maximum(variance, FLOOR))
 
     def tell(params: Params, seen: Seen, memory: Memory) -> Normal:

@@ -90,8 +90,8 @@ class Config:
     """Distance (Euclidean) from the strategy held, below which a new one is not sent."""
     z_size: int = 16
     """How many numbers a strategy has; the authors' 128."""
-    z_noise: Real = 1.0
-    """What the deviation of z is multiplied by while learning; 0 leaves its mean."""
+    z_noise: Real = 0.3
+    """What the deviation of z is multiplied by while learning: the authors' 1; 0 leaves its mean."""
     z_weight: Real = 1e-3
     """Weight λ_z of what makes strategies tell themselves apart."""
     heads: int = 1
