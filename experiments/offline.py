@@ -21,7 +21,11 @@ Parts, a table each, in which ``expected`` says what should be and ``holds`` whe
 
 ``methods``      methods x datasets. On the expert's nobody may lose more than 5 % against the data,
                  and on the others methods that learn values not fall below the data. On the hallway's
-                 medium data OMIGA is above BC: the data mostly stop early for 4, and 5 is further on.
+                 medium data OMIGA is above BC by more than both intervals: the data mostly stop early
+                 for 4, and 5 is further on. (Not so: ICQ there, which parts at low temperatures and
+                 imitates at others, and on the spread's medium data BCQ-MA, and CQL-MA with settings
+                 that the expert's ask for.) About 3 CPU-minutes for each game of tables, of which Oryx
+                 is a third, and 2 for each method on the spread.
 ``alpha``        OMIGA on the one-step game with payoffs 0, 1, 1, -2 against its closed form, in data
                  sets with every joint action, without (1, 1), and with (0, 1) and (1, 0) alone. Without
                  (1, 1) it gets worse as α falls: it leaves what the data support.
@@ -45,11 +49,13 @@ import argparse
 import functools
 import os
 import pathlib
+import time
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from offline_games import (
+    PANELS,
     SEEDS,
     correlated,
     draw,
@@ -85,6 +91,10 @@ SHOWN = {"mpe/spread": ("medium", "expert")}
 STEEP = {"conservative": 20.0, "lr": 3e-3, "critic_lr": 3e-3, "hidden": (64, 64), "total_steps": 8_000}
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("hallway", "omiga"): {"alpha": 0.1},
+    ("hallway", "comadice"): {"alpha": 0.1},
+    # At 1.5 and below agents part on the hallway's medium data, in all seeds that were tried.
+    ("hallway", "icq"): {"policy_temperature": 3.0},
+    ("matrix/alberdice", "icq"): {"policy_temperature": 3.0},
     # At the temperature of rewards about 1, two steps in a hundred carry all the weight.
     ("mpe/spread", "icq"): {"policy_temperature": 10.0},
     ("mpe/spread", "oryx"): {"policy_temperature": 10.0},
@@ -178,8 +188,9 @@ def compare_methods(options: argparse.Namespace) -> list[dict[str, Any]]:
         game = jt.make(task, **(SPREAD if task == "mpe/spread" else {}))
         means = {name: float(returns(data).mean()) for name, data in found.items()}
         scale = means["expert"] - means["random"]
-        beaten: dict[str, float] = {}
+        cloned: dict[str, dict[str, Any]] = {}
         for method in methods_of(found["random"]):
+            begun = time.monotonic()
             for name in SHOWN.get(task, tuple(found)):
                 data = found[name]
                 fields: dict[str, Any] = {"seeds": SEEDS} | SHORT.get(task, {})
@@ -190,19 +201,23 @@ def compare_methods(options: argparse.Namespace) -> list[dict[str, Any]]:
                 row: dict[str, Any] = {"task": task, "data": name, "J data": means[name]}
                 row |= {"method": method, **interval(ends), "values": ends}
                 row["normalised"] = 100 * (row["return"] - means["random"]) / scale
-                slack = 0.05 * abs(means[name]) if name == "expert" else 0.02 * scale
-                kept = bool(row["high"] >= means[name] - slack)
                 if method == "bc":
-                    beaten[name] = row["high"]
-                if (task, name, method) == ("hallway", "medium", "omiga") and name in beaten:
-                    rows.append(judged(row, "above bc", row["low"] > beaten[name]))
-                elif name == "expert":
-                    rows.append(judged(row, "within 5 % of the data", kept))
+                    cloned[name] = row
+                if name == "expert":
+                    kept = row["return"] >= means[name] - 0.05 * abs(means[name])
+                    rows.append(judged(row, "within 5 % of the data", bool(kept)))
+                elif (task, name, method) == ("hallway", "medium", "omiga") and name in cloned:
+                    both = sum(each["high"] - each["low"] for each in (row, cloned[name]))
+                    above = row["return"] - cloned[name]["return"] > both
+                    rows.append(judged(row, "above bc by more than both intervals", bool(above)))
                 elif method in IMITATORS:
                     rows.append(judged(row, "none: it imitates", None))
                 else:
-                    rows.append(judged(row, "not below the data", kept))
-            print(f"{task}: {method}", flush=True)
+                    kept = row["high"] >= means[name] - 0.02 * scale
+                    rows.append(judged(row, "not below the data", bool(kept)))
+            new = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+            told = ", ".join(f"{row['data']} {row['return']:.2f} {row['holds']}".strip() for row in new)
+            print(f"{task}: {method}, {time.monotonic() - begun:.0f} s: {told}", flush=True)
     return rows
 
 
@@ -277,7 +292,7 @@ def main() -> None:
         ]
         if bars:
             report.outcome_bars(bars, OUT / "methods.png", "Greedy returns after learning from data")
-    if {"alpha", "correlation"} & set(made):
+    if set(PANELS) & set(made):
         draw(made, OUT / "offline.png")
     failed = sum(row["holds"] == "NO" for rows in made.values() for row in rows)
     print(f"\nresults: {OUT}; {failed} expectations do not hold")

@@ -197,12 +197,13 @@ def correlated() -> list[dict[str, Any]]:
         about: dict[str, Any] = {"correlation": quality.total_correlation(data)}
         about["J data"] = behaved = float((counts / counts.sum() * PAYOFF).sum())
         for method in methods_of(data):
-            fields = FIELD.get(method, {})
-            run = jt.run(method, data, seeds=SEEDS, evaluations=1, batch=400, **fields)
-            drawn = None if chances(run, 0) is None else drawn_value(run, "matrix/alberdice")
-            row = about | {"method": method, **interval(run.final["return"]), "drawn": drawn}
             ours = FIELD["omiga"]["alpha"]
             exact = {"bc": 0.0, "bc_joint": behaved, "omiga": value(fixed_point(counts, ours))}
+            fields: dict[str, Any] = {"batch": len(data.rows)} if method in exact else {}
+            fields |= FIELD.get(method, {})
+            run = jt.run(method, data, seeds=SEEDS, evaluations=1, **fields)
+            drawn = None if chances(run, 0) is None else drawn_value(run, "matrix/alberdice")
+            row = about | {"method": method, **interval(run.final["return"]), "drawn": drawn}
             if method in exact and drawn is not None:
                 row["exact"] = exact[method]
                 rows.append(judged(row, "drawn is exact", abs(drawn - exact[method]) <= 0.03))
@@ -251,40 +252,72 @@ def together() -> list[dict[str, Any]]:
 
 
 def draw(made: dict[str, list[dict[str, Any]]], path: pathlib.Path) -> None:
-    """The response to α, and returns over total correlation."""
+    """The response to α, returns over total correlation, and over the expert's share of the data."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), dpi=120, layout="constrained")
+    shown = [part for part in PANELS if part in made]
+    figure = Figure(figsize=(4.5 * len(shown), 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    fine = np.geomspace(min(ALPHAS), max(ALPHAS), 100)
-    for colour, (name, counts) in zip(report.METHODS, COUNTS.items(), strict=False):
-        left.plot(fine, [value(fixed_point(counts, a)) for a in fine], color=colour, linewidth=1.2)
-        rows = [row for row in made.get("alpha", []) if row["data"] == name]
-        x, y = [row["alpha"] for row in rows], [row["J"] for row in rows]
-        left.plot(x, y, "o", color=colour, markersize=4, label=name)
-    left.set(xscale="log", xlabel="α", title="OMIGA: points, and closed form: lines")
-    left.set_ylabel("expected return")
-    rows = made.get("correlation", [])
-    every = list(dict.fromkeys(row["method"] for row in rows))
-    for i, method in enumerate(every):
-        points = [row for row in rows if row["method"] == method]
-        x = [row["correlation"] for row in points]
-        y = [row["return"] if row["drawn"] is None else row["drawn"] for row in points]
-        style = "o-" if points[0]["drawn"] is not None else "s--"
-        colour = report.METHODS[i % len(report.METHODS)]
-        right.plot(x, y, style, color=colour, markersize=3.5, linewidth=1.2, label=method)
-    first = [row for row in rows if row["method"] == every[0]] if every else []
-    x, y = [row["correlation"] for row in first], [row["J data"] for row in first]
-    right.plot(x, y, color=report.INK, linewidth=1.4, linestyle=":", label="the data")
-    right.set(xlabel="total correlation of the data (nats)")
-    right.set_title("solid: drawn actions; dashed: greedy ones")
-    for axes in (left, right):
+    for axes, part in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        PANELS[part](axes, made[part])
+        axes.set_ylabel("expected return")
         axes.title.set_fontsize(9)
+        axes.xaxis.label.set_fontsize(8.5)
+        axes.yaxis.label.set_fontsize(8.5)
         axes.tick_params(labelsize=7.5)
         axes.grid(color=report.FAINT, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(fontsize=7, frameon=False)
+        axes.legend(fontsize=7, frameon=False)
     figure.savefig(path, metadata={"Software": None})
+
+
+def by_method(rows: list[dict[str, Any]]) -> list[tuple[str, str, list[dict[str, Any]]]]:
+    """Each method, its colour and its rows."""
+    every = list(dict.fromkeys(row["method"] for row in rows))
+    colours = (report.METHODS[i % len(report.METHODS)] for i in range(len(every)))
+    return [
+        (method, colour, [row for row in rows if row["method"] == method])
+        for method, colour in zip(every, colours, strict=True)
+    ]
+
+
+def draw_response(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """What is found at each α, on the closed form."""
+    fine = np.geomspace(min(ALPHAS), max(ALPHAS), 100)
+    for colour, (name, counts) in zip(report.METHODS, COUNTS.items(), strict=False):
+        axes.plot(fine, [value(fixed_point(counts, a)) for a in fine], color=colour, linewidth=1.2)
+        found = [row for row in rows if row["data"] == name]
+        x, y = [row["alpha"] for row in found], [row["J"] for row in found]
+        axes.plot(x, y, "o", color=colour, markersize=4, label=name)
+    axes.set(xscale="log", xlabel="α", title="OMIGA: points, and closed form: lines")
+
+
+def draw_correlation(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Of policies that tell their chances what drawn actions return, and what greedy ones of others."""
+    for i, (method, colour, points) in enumerate(by_method(rows)):
+        x = [row["correlation"] for row in points]
+        y = [row["return"] if row["drawn"] is None else row["drawn"] for row in points]
+        style = "o-" if points[0]["drawn"] is not None else "s--"
+        again = "none" if i >= len(report.METHODS) else "full"  # colours begin anew
+        axes.plot(x, y, style, color=colour, fillstyle=again, markersize=4, lw=1.2, label=method)
+    data = {row["correlation"]: row["J data"] for row in rows}
+    axes.plot(*zip(*data.items(), strict=True), color=report.INK, linestyle=":", label="the data")
+    axes.set(xlabel="total correlation of the data (nats)")
+    axes.set_title("solid: drawn actions; dashed: greedy ones")
+
+
+def draw_mixed(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Greedy returns and their intervals."""
+    for method, colour, points in by_method(rows):
+        x, y = ([row[name] for row in points] for name in ("expert", "return"))
+        ends = [[row["return"] - row["low"] for row in points]]
+        ends.append([row["high"] - row["return"] for row in points])
+        axes.errorbar(x, y, ends, fmt="o-", color=colour, markersize=3.5, capsize=2, label=method)
+    data = {row["expert"]: row["J data"] for row in rows}
+    axes.plot(*zip(*data.items(), strict=True), color=report.INK, linestyle=":", label="the data")
+    axes.set(xlabel="share of the expert's episodes", title="hallway, greedy actions")
+
+
+PANELS = {"alpha": draw_response, "correlation": draw_correlation, "mixed": draw_mixed}
+"""What draws the rows of a part."""

@@ -17,9 +17,10 @@ from conformance.probes import Skirmish
 import jaxmarl_tad as jt
 from jaxmarl_tad import dataset
 from jaxmarl_tad.algorithms import METHODS
-from jaxmarl_tad.algorithms.offline import bcq, comadice, oryx
+from jaxmarl_tad.algorithms.offline import comadice, oryx
 from jaxmarl_tad.distributions import log_probabilities
 from jaxmarl_tad.offline import lesson, linear_mixer, rows_of
+from jaxmarl_tad.offline.autoencoder import autoencoder
 from jaxmarl_tad.offline.diagnostics import ages, of_weights, returns_to_go
 from jaxmarl_tad.offline.numbers import critics, soft_value, spread_out
 from jaxmarl_tad.train import train
@@ -268,7 +269,7 @@ def test_the_imitation_loss_is_that_of_a_slow_loop():
     _, data = numbers(lambda a: 0.0, count=16)
     method = METHODS["bcq_ma"]
     config = method.resolved(method.settings(hidden=(8,)), data.spec)
-    cloning = bcq.imitation_of(config, data.spec)
+    cloning = autoencoder(config, data.spec)
     params = cloning.init(jax.random.key(0))
     seen = lesson(data, jax.random.key(0), 64, 1)
     noise = jax.random.normal(jax.random.key(1), (1, 16, 2, 2))

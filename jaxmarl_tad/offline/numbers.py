@@ -1,4 +1,4 @@
-"""What methods of continuous actions from data share: critics of actions, and what to ask them for.
+"""What methods of continuous actions from data share: critics of actions, what to ask them for, acting.
 
 Actions are in units of half their range.
 """
@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxmarl_tad.distributions import normal_log_density
-from jaxmarl_tad.offline import Lesson, rows_of
-from jaxmarl_tad.types import Key
+from jaxmarl_tad.offline import Lesson, Rows, rows_of
+from jaxmarl_tad.types import Key, Memory, Policy
 from tad_envs import Observation, Real, Spec
 
 
@@ -81,3 +81,21 @@ def soft_value(
     """log ∫ exp Q(a) da of both critics, from actions drawn with these densities."""
     held = jax.vmap(value)(actions)
     return jax.nn.logsumexp(held - densities[:, None], axis=0) - np.log(len(actions))
+
+
+def deterministic(actors: Rows, spec: Spec, spread: Real) -> Callable[..., Policy]:
+    """``policy(params, *, greedy)``: μ_i = tanh of each agent's outputs; not greedy, near it."""
+    low, high = spec.bounds or (-1.0, 1.0)
+    middle, half = (low + high) / 2, (high - low) / 2
+
+    def policy(params: Any, *, greedy: bool) -> Policy:
+        def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
+            out, memory = actors.act(params, memory, observation)
+            x = jnp.tanh(out)
+            if not greedy:
+                x = jnp.clip(x + spread * jax.random.normal(key, x.shape), -1.0, 1.0)
+            return middle + half * x, memory, {"output": out, "chosen": x}
+
+        return Policy(start=actors.start, act=act, execution="decentralised")
+
+    return policy

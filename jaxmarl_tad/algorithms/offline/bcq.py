@@ -52,6 +52,7 @@ from jaxmarl_tad.offline import (
     resolve_common,
     rows_of,
 )
+from jaxmarl_tad.offline.autoencoder import autoencoder
 from jaxmarl_tad.offline.diagnostics import watch
 from jaxmarl_tad.offline.numbers import critics
 from jaxmarl_tad.optimise import adam
@@ -215,51 +216,6 @@ def supported(config: Config, logits: Array, legal: Array) -> Array:
 
 CUT = 0.5
 """Beyond which no z is drawn."""
-LOG_DEVIATION = (-4.0, 15.0)
-
-
-class Imitation(NamedTuple):
-    """A variational autoencoder of what each agent does, and how a draw of it is changed."""
-
-    init: Any
-    error: Any
-    """``(params, lesson, noise)``: squared errors ``[T, B, N, D]``, distances ``[T, B, N, L]``."""
-    decoded: Any
-    """``(params, lesson, z [T + 1, B, N, L])``: actions in every row."""
-    decode: Any
-    """``(params, memory, observation, z [N, L])``: actions and memory."""
-    start: Any
-
-
-def imitation_of(config: Config, spec: Spec) -> Imitation:
-    """Encoder and decoder with twice as many numbers between them as an action has."""
-    latent = 2 * spec.action_dim
-    plain = dataclasses.replace(config, memory="none", network="mlp", layer_norm=False)
-    encoder = rows_of(plain, spec, 2 * latent, fed=spec.action_dim, gain=1.0)
-    decoder = rows_of(config, spec, spec.action_dim, fed=latent, gain=1.0)
-
-    def decoded(params: Any, seen: Lesson, z: Array) -> Array:
-        return jnp.tanh(decoder.apply(params["decoder"], seen.seen, seen.first, z))
-
-    def error(params: Any, seen: Lesson, noise: Array) -> tuple[Array, Array]:
-        action = jnp.where(seen.now.legal, seen.action, 0.0)
-        told = encoder.apply(params["encoder"], seen.now, seen.first[:-1], action)
-        mean, log_deviation = jnp.split(told, 2, axis=-1)
-        log_deviation = jnp.clip(log_deviation, *LOG_DEVIATION)
-        z = mean + jnp.exp(log_deviation) * noise
-        z = jnp.concatenate([z, jnp.zeros_like(z[:1])])  # nothing was done in the last row
-        apart = 0.5 * (mean**2 + jnp.expm1(2 * log_deviation) - 2 * log_deviation)
-        return (decoded(params, seen, z)[:-1] - action) ** 2, apart
-
-    def decode(params: Any, memory: Memory, observation: Observation, z: Array) -> tuple[Array, Memory]:
-        out, memory = decoder.act(params["decoder"], memory, observation, z)
-        return jnp.tanh(out), memory
-
-    def init(key: Key) -> Any:
-        one, other = jax.random.split(key)
-        return {"encoder": encoder.init(one), "decoder": decoder.init(other)}
-
-    return Imitation(init, error, decoded, decode, decoder.start)
 
 
 def of_numbers(config: Config, data: Dataset) -> Algorithm:
@@ -269,7 +225,7 @@ def of_numbers(config: Config, data: Dataset) -> Algorithm:
     lr, window, n, width = config.lr, config.window, spec.n_agents, spec.action_dim
     low, high = spec.bounds or (-1.0, 1.0)
     middle, half = (low + high) / 2, (high - low) / 2
-    cloning, mixing = imitation_of(config, spec), linear_mixer(config, spec)
+    cloning, mixing = autoencoder(config, spec), linear_mixer(config, spec)
     init_critics, value = critics(config, spec)
     plain = dataclasses.replace(config, memory="none", network="mlp", layer_norm=False)
     changing = rows_of(plain, spec, width, fed=width)

@@ -57,7 +57,6 @@ from jaxmarl_tad.config import Real, check_range, require, struct
 from jaxmarl_tad.dataset import Dataset
 from jaxmarl_tad.distributions import best, log_probabilities, taken
 from jaxmarl_tad.losses import masked_mean
-from jaxmarl_tad.networks.mixers import mixer
 from jaxmarl_tad.networks.net import Kind, Remember
 from jaxmarl_tad.offline import (
     Lesson,
@@ -71,7 +70,8 @@ from jaxmarl_tad.offline import (
     rows_of,
 )
 from jaxmarl_tad.offline.diagnostics import team_of, watch
-from jaxmarl_tad.offline.numbers import critics, soft_value, spread_out
+from jaxmarl_tad.offline.numbers import critics, deterministic, soft_value, spread_out
+from jaxmarl_tad.offline.teams import team
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.sharing import Mode
 from jaxmarl_tad.targets import beyond_death
@@ -162,40 +162,6 @@ class State(NamedTuple):
     target: Any
     """Of the utilities with their mixer."""
     optimiser: Params
-
-
-class Team(NamedTuple):
-    """Q_tot, ``[*batch, K]``: one value, or each agent's own."""
-
-    init: Any
-    total: Any
-    """``(params, utilities [*batch, N] of chosen actions, seen)``."""
-    weighed: Any
-    """``(params, utilities [*batch, N, A], seen)``: w_i Q_i, what each agent's own penalty is of."""
-
-
-def team(config: Config, spec: Spec) -> Team:
-    """The mixer that ``config`` means."""
-    if config.mixer == "none":
-        return Team(lambda key: (), lambda params, q, seen: q, lambda params, q, seen: q)
-    if config.mixer == "linear":
-        linear = linear_mixer(config, spec)
-
-        def summed(params: Any, q: Array, seen: Observation) -> Array:
-            w, b = linear.weights(params, seen)
-            return jnp.sum(w * q, axis=-1, keepdims=True) + b[..., None]
-
-        def weighed(params: Any, q: Array, seen: Observation) -> Array:
-            return linear.weights(params, seen)[0][..., None] * q
-
-        return Team(linear.init, summed, weighed)
-    net = mixer("qmix", config.network, spec, embed=config.embed, hidden=config.mix_hidden)
-
-    def monotone(params: Any, q: Array, seen: Observation) -> Array:
-        state = net.view(seen.state)
-        return net.mix(params, jnp.where(seen.alive, q, 0.0), state)
-
-    return Team(net.init, monotone, lambda params, q, seen: q)
 
 
 def make(config: Config, data: Dataset) -> Algorithm:
@@ -327,9 +293,8 @@ def of_numbers(config: Config, data: Dataset) -> Algorithm:
     spec = data.spec
     assert config.lr is not None and config.window is not None
     lr, window = config.lr, config.window
-    low, high = spec.bounds or (-1.0, 1.0)
-    middle, half = (low + high) / 2, (high - low) / 2
     actors, mixing = rows_of(config, spec, spec.action_dim), linear_mixer(config, spec)
+    acting = deterministic(actors, spec, config.spread)
     init_critics, value = critics(config, spec)
     optimiser, compared = adam(config.max_grad_norm), watch(data, config.gamma)
     last = jax.lax.stop_gradient
@@ -383,13 +348,6 @@ def of_numbers(config: Config, data: Dataset) -> Algorithm:
         return State(params, followed(state.target, params.q, config.target_update), optimisers), report
 
     def policy(state: State, *, greedy: bool) -> Policy:
-        def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
-            out, memory = actors.act(state.params.policy, memory, observation)
-            x = jnp.tanh(out)
-            if not greedy:
-                x = jnp.clip(x + config.spread * jax.random.normal(key, x.shape), -1.0, 1.0)
-            return middle + half * x, memory, {"output": out, "chosen": x}
-
-        return Policy(start=actors.start, act=act, execution="decentralised")
+        return acting(state.params.policy, greedy=greedy)
 
     return Algorithm(init, step, policy)

@@ -41,12 +41,12 @@ from jaxmarl_tad.losses import masked_mean
 from jaxmarl_tad.networks.net import Kind, Remember
 from jaxmarl_tad.offline import Lesson, descended, followed, lesson, resolve_common, rows_of
 from jaxmarl_tad.offline.diagnostics import team_of, watch
-from jaxmarl_tad.offline.numbers import critics, soft_value, spread_out
+from jaxmarl_tad.offline.numbers import critics, deterministic, soft_value, spread_out
 from jaxmarl_tad.optimise import adam
 from jaxmarl_tad.sharing import Mode
 from jaxmarl_tad.targets import beyond_death
-from jaxmarl_tad.types import Activation, Algorithm, Key, Memory, Metrics, Policy
-from tad_envs import Observation, Spec
+from jaxmarl_tad.types import Activation, Algorithm, Key, Metrics, Policy
+from tad_envs import Spec
 
 
 @struct
@@ -148,10 +148,9 @@ def make(config: Config, data: Dataset) -> Algorithm:
     """The learner on ``data``; ``config`` as returned by :func:`resolve`."""
     spec = data.spec
     assert config.lr is not None and config.window is not None
-    lr, window, width = config.lr, config.window, spec.action_dim
-    low, high = spec.bounds or (-1.0, 1.0)
-    middle, half = (low + high) / 2, (high - low) / 2
-    actors = rows_of(config, spec, width)
+    lr, window = config.lr, config.window
+    actors = rows_of(config, spec, spec.action_dim)
+    acting = deterministic(actors, spec, config.spread)
     init_critics, value = critics(config, spec, joint=config.critic == "state")
     optimiser, compared = adam(config.max_grad_norm), watch(data, config.gamma)
     last = jax.lax.stop_gradient
@@ -241,13 +240,6 @@ def make(config: Config, data: Dataset) -> Algorithm:
         return State(params, target, optimisers), report
 
     def policy(state: State, *, greedy: bool) -> Policy:
-        def act(key: Key, memory: Memory, observation: Observation) -> tuple[Any, Memory, Any]:
-            out, memory = actors.act(state.params.policy, memory, observation)
-            x = jnp.tanh(out)
-            if not greedy:
-                x = jnp.clip(x + config.spread * jax.random.normal(key, x.shape), -1.0, 1.0)
-            return middle + half * x, memory, {"output": out, "chosen": x}
-
-        return Policy(start=actors.start, act=act, execution="decentralised")
+        return acting(state.params.policy, greedy=greedy)
 
     return Algorithm(init, step, policy)
