@@ -279,7 +279,7 @@ def test_the_imitation_loss_is_that_of_a_slow_loop():
     def through(net, x):
         layers = [net["params"][name] for name in sorted(net["params"])]
         x = np.maximum(x @ layers[0]["kernel"] + layers[0]["bias"], 0)
-        return x @ layers[1]["kernel"] + layers[1]["bias"]
+        return x @ layers[1]["weight"].T + layers[1]["bias"]
 
     z = np.linspace(-12, 12, 200_001)
     normal = lambda m, s: np.exp(-0.5 * ((z - m) / s) ** 2) / (s * np.sqrt(2 * np.pi))  # noqa: E731
