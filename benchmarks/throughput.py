@@ -485,7 +485,8 @@ def compare_curves(sides: Sides, given: argparse.Namespace) -> None:
 
     JaxMARL's script learns twice, from rewards as they are and from small ones. Its values may move by
     0.2 in an iteration, in units of return: returns of tens are then out of their reach for hundreds of
-    iterations, and small ones are not. Ours are normalised.
+    iterations, and small ones are not. That is not what sets the sides apart: from small ones theirs
+    end below ours too. Ours are normalised.
     """
     import numpy as np
 
@@ -508,10 +509,9 @@ def compare_curves(sides: Sides, given: argparse.Namespace) -> None:
         lines.append({"side": name, "iqm": middle, "low": low, "high": high})
     print(report.table(lines))
     for line in lines:
-        meets = [
-            one["side"] for one in lines if one["low"] <= line["high"] and line["low"] <= one["high"]
-        ]
-        line["overlaps"] = [side for side in meets if side != line["side"]]
+        others = [one for one in lines if one is not line]
+        meets = [one for one in others if one["low"] <= line["high"] and line["low"] <= one["high"]]
+        line["overlaps"] = [one["side"] for one in meets]
         print(f"{line['side']}: overlaps with {', '.join(line['overlaps']) or 'none'}")
     print(f"drawn in {path}")
     record("throughput_curves", sides, final=lines, curves=found)

@@ -34,8 +34,7 @@ both (``at least``) and at most at the ceiling, which ``ltr.png`` draws. The fir
 above local agents holds nowhere, and longer distillation or larger students could not change it: the
 values of a teacher's agent are linear in z, so that who is told the mean of z takes what is best on
 average over all that it does not see, with others who do see it. That is one middling score for most
-documents, which tie. Teachers whose z is replaced by its mean given x, taken over many documents, rank
-no better than the students do.
+documents, which tie.
 
 ``smax`` and ``football`` have the tasks and budgets of the paper (``football`` is a model of our own)
 and are measured by the share of episodes won; nothing is known of their ceilings, so that table 3 has
